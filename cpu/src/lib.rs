@@ -1,0 +1,24 @@
+//! CPU kernels of Puna. Slices in, slices out: no tensors, files or devices.
+//!
+//! Every kernel takes an [`Isa`](isa::Isa) and computes the same bits for any number of threads
+//! of its [`Team`](team::Team). `reference` (feature "reference") holds the plain f64 loops that
+//! the tests measure the kernels against.
+
+pub mod attention;
+pub mod buffer;
+pub mod convert;
+pub mod elementwise;
+pub mod isa;
+pub mod matmul;
+pub mod qmatmul;
+pub mod quant;
+#[cfg(any(test, feature = "reference"))]
+pub mod reference;
+pub mod rms_norm;
+pub mod rope;
+pub mod simd;
+pub mod softmax;
+pub mod swiglu;
+pub mod team;
+#[cfg(any(test, feature = "reference"))]
+pub mod testing;

@@ -1,0 +1,17 @@
+//! Puna: a LLaMA engine written from scratch. The floors and rooms of this crate are drawn in
+//! `ARCHITECTURE.md`; `tests/floors.rs` keeps imports going downward only.
+#![deny(unsafe_code)]
+
+pub mod cli;
+pub mod data;
+pub mod error;
+pub mod eval;
+pub mod format;
+pub mod infer;
+pub mod kernels;
+pub mod model;
+pub mod rng;
+pub mod tensor;
+pub mod text;
+
+pub use error::{Error, Result};

@@ -1,0 +1,3 @@
+//! (interfaces agreed on; bodies being written)
+
+pub mod llama;
