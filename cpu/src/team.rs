@@ -237,6 +237,11 @@ impl<'a, T> SharedMut<'a, T> {
         self.len == 0
     }
 
+    /// Address of the first element, for kernels that write strided tiles.
+    pub fn as_ptr(&self) -> *mut T {
+        self.ptr
+    }
+
     /// The elements of `range`.
     ///
     /// # Panics

@@ -1,1 +1,164 @@
-//! (being written)
+//! Products with F32, F16 and BF16 weights, used in place as the file stores them.
+//!
+//! Weights are [n, k] row-major bytes (no alignment needed), activations [m, k], `y = x wᵀ`.
+//! Each result is, in this order whatever the tile it is computed in:
+//!
+//! ```text
+//! y = sum over chunks of K_CHUNK inputs, left to right, of
+//!         the lanes' sums, added in a fixed tree, of
+//!             one chain of fused multiply-adds per lane, over the chunk's inputs
+//! ```
+//!
+//! so a row has the same bits alone, in a batch, and for any split of the output rows.
+//! With AVX-512 BF16, BF16 weights meet activations rounded to BF16 (as the instruction wants);
+//! everywhere else, and on request, activations stay f32.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+#[cfg(test)]
+mod tests;
+
+use crate::isa::{Isa, Level};
+use crate::team::SharedMut;
+use half::bf16;
+use std::ops::Range;
+
+/// Inputs of one chunk: a tile of six activation rows of BF16 stays in the first-level cache.
+const K_CHUNK: usize = 2048;
+/// Output rows whose chunk stays in the second-level cache while all activations pass.
+const ROW_BLOCK: usize = 64;
+
+/// Element type of dense weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dense {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of single precision.
+    BF16,
+}
+
+impl Dense {
+    /// Bytes of an element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Dense::F32 => 4,
+            Dense::F16 | Dense::BF16 => 2,
+        }
+    }
+}
+
+/// A weight matrix [n, k] as stored.
+#[derive(Clone, Copy)]
+pub struct DenseMatrix<'a> {
+    /// Little-endian elements, n * k of them.
+    pub bytes: &'a [u8],
+    /// Their type.
+    pub dtype: Dense,
+    /// Output rows.
+    pub n: usize,
+    /// Inputs.
+    pub k: usize,
+}
+
+/// Activations [m, k]: f32, and rounded to BF16 where [`wants_bf16`] says so.
+#[derive(Clone, Copy)]
+pub struct DenseActs<'a> {
+    /// The activations.
+    pub f32: &'a [f32],
+    /// The same rounded to the nearest BF16; `None` to multiply with f32.
+    pub bf16: Option<&'a [bf16]>,
+}
+
+/// Whether products with such weights are computed from BF16 activations.
+pub fn wants_bf16(isa: Isa, dtype: Dense) -> bool {
+    isa.has_bf16() && dtype == Dense::BF16
+}
+
+/// Output rows that a thread should take at once.
+pub const ROW_GRAIN: usize = 16;
+
+/// Columns `rows` of `x wᵀ` into `out` [m, n]; overwrites.
+///
+/// # Safety
+/// No other thread uses these columns of `out` meanwhile.
+///
+/// # Panics
+/// When lengths do not fit together.
+pub unsafe fn dense_product(
+    isa: Isa,
+    out: &SharedMut<'_, f32>,
+    w: DenseMatrix<'_>,
+    acts: DenseActs<'_>,
+    rows: Range<usize>,
+) {
+    let (n, k) = (w.n, w.k);
+    assert_eq!(w.bytes.len(), n * k * w.dtype.bytes(), "bytes of weights [{n}, {k}]");
+    assert!(k > 0 && acts.f32.len().is_multiple_of(k), "whole rows of {k} inputs");
+    let m = acts.f32.len() / k;
+    assert!(out.len() >= m * n && rows.end <= n, "output of {m} rows by {n}");
+    if let Some(x) = acts.bf16 {
+        assert_eq!(x.len(), m * k, "BF16 activations");
+    }
+    for block in rows.clone().step_by(ROW_BLOCK) {
+        let block = block..(block + ROW_BLOCK).min(rows.end);
+        for from in (0..k).step_by(K_CHUNK) {
+            let chunk = Chunk { w, acts, m, rows: block.clone(), from, len: K_CHUNK.min(k - from) };
+            match isa.level() {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: an Isa of this level exists only where its features were detected (BF16
+                // activations come only with has_bf16); lengths were checked above.
+                Level::Avx512 => unsafe { avx512::chunk(isa.has_bf16(), out, &chunk) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: likewise.
+                Level::Avx2 => unsafe { avx2::chunk(out, &chunk) },
+                // SAFETY: columns of ours by this function's contract.
+                _ => unsafe { portable::chunk(out, &chunk) },
+            }
+        }
+    }
+}
+
+/// Inputs `from..from + len` of some output rows and all activations.
+struct Chunk<'a> {
+    w: DenseMatrix<'a>,
+    acts: DenseActs<'a>,
+    m: usize,
+    rows: Range<usize>,
+    from: usize,
+    len: usize,
+}
+
+impl Chunk<'_> {
+    /// Address of the first input of output row `n`.
+    fn weights(&self, n: usize) -> *const u8 {
+        let at = (n * self.w.k + self.from) * self.w.dtype.bytes();
+        self.w.bytes[at..].as_ptr()
+    }
+
+    /// Address of the first input of activation row `m`.
+    fn x(&self, m: usize) -> *const f32 {
+        self.acts.f32[m * self.w.k + self.from..].as_ptr()
+    }
+
+    /// Likewise in BF16.
+    fn x_bf16(&self, m: usize) -> *const bf16 {
+        self.acts.bf16.map_or(std::ptr::null(), |x| x[m * self.w.k + self.from..].as_ptr())
+    }
+
+    /// Stores or, after the first chunk, adds one result.
+    ///
+    /// # Safety
+    /// No other thread uses this element of `out`.
+    unsafe fn put(&self, out: &SharedMut<'_, f32>, m: usize, n: usize, value: f32) {
+        let at = m * self.w.n + n;
+        // SAFETY: this function's contract.
+        let to = unsafe { &mut out.slice(at..at + 1)[0] };
+        *to = if self.from == 0 { value } else { *to + value };
+    }
+}
