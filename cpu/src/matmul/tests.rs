@@ -46,7 +46,8 @@ fn every_level_and_type_equals_the_plain_sum_of_products() {
     let mut state = 5;
     for isa in Isa::available() {
         for dtype in [Dense::F32, Dense::F16, Dense::BF16] {
-            for (n, k) in [(1, 1), (3, 7), (5, 15), (4, 16), (7, 17), (66, 31), (9, 33), (6, 2083)] {
+            for (n, k) in [(1, 1), (3, 7), (5, 15), (4, 16), (7, 17), (66, 31), (9, 33), (6, 2083)]
+            {
                 // One byte in front: the file promises no alignment.
                 let (mut bytes, values) = weights(dtype, n * k, &mut state);
                 bytes.insert(0, 0);
