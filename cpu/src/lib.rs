@@ -10,6 +10,7 @@ pub mod convert;
 pub mod elementwise;
 pub mod isa;
 pub mod matmul;
+pub mod products;
 pub mod qmatmul;
 pub mod quant;
 #[cfg(any(test, feature = "reference"))]

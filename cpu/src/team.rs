@@ -147,6 +147,33 @@ impl Team {
     }
 }
 
+impl Team {
+    /// Shares the rows of `out` (each `width` values) among the members: `f(rows, values)` gets a
+    /// range of rows and their values. Fewer than `min_rows` rows stay on this thread, where
+    /// waking the others costs more than it saves.
+    pub fn split_rows<T: Send>(
+        &self,
+        out: &mut [T],
+        width: usize,
+        min_rows: usize,
+        f: &(dyn Fn(Range<usize>, &mut [T]) + Sync),
+    ) {
+        let n_rows = if width == 0 { 0 } else { out.len() / width };
+        if n_rows < min_rows || self.len() == 1 {
+            if n_rows > 0 {
+                f(0..n_rows, out);
+            }
+            return;
+        }
+        let shared = SharedMut::new(out);
+        self.split(n_rows, 1, &|_, rows| {
+            // SAFETY: `split` hands every row to one member only.
+            let values = unsafe { shared.slice(rows.start * width..rows.end * width) };
+            f(rows, values);
+        });
+    }
+}
+
 /// Member `index`'s share of `0..n` among `members`, in whole grains but for the end.
 pub fn part(n: usize, grain: usize, index: usize, members: usize) -> Range<usize> {
     let grains = n.div_ceil(grain);

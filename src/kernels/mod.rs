@@ -1,1 +1,56 @@
-//! (being written)
+//! The device switchboard: free functions that check shapes and hand slices to the kernels of
+//! the device that holds them. Today that is the CPU.
+
+pub mod attention;
+pub mod embedding;
+pub mod matmul;
+pub mod rows;
+
+use crate::error::{Error, Result};
+use puna_cpu::isa::{Isa, Level};
+use puna_cpu::team::Team;
+
+/// The CPU as a device: instruction set and worker team.
+pub struct Cpu {
+    /// Which kernels are used.
+    pub isa: Isa,
+    /// Who runs them.
+    pub team: Team,
+}
+
+impl Cpu {
+    /// A device with `threads` workers. The instruction set is the machine's best, or the one
+    /// that the environment variable `PUNA_ISA` names.
+    ///
+    /// # Errors
+    /// When the machine lacks the named level, or refuses a thread.
+    pub fn new(threads: usize) -> Result<Cpu> {
+        let isa = chosen_isa()?;
+        let team = Team::new(threads).map_err(|source| Error::Device {
+            wanted: format!("cpu with {threads} threads"),
+            why: source.to_string(),
+        })?;
+        Ok(Cpu { isa, team })
+    }
+}
+
+/// The instruction set that `PUNA_ISA` names, else the best of this machine.
+///
+/// # Errors
+/// When the name is unknown or the machine lacks that level.
+pub fn chosen_isa() -> Result<Isa> {
+    let Some(name) = std::env::var_os("PUNA_ISA").filter(|name| !name.is_empty()) else {
+        return Ok(Isa::best());
+    };
+    let name = name.to_string_lossy();
+    Isa::named(&name).ok_or_else(|| {
+        let mut have: Vec<_> = Isa::available().iter().map(|isa| isa.level().name()).collect();
+        have.dedup();
+        let known = [Level::Portable, Level::Avx2, Level::Avx512].map(Level::name).join(", ");
+        Error::Config {
+            field: "PUNA_ISA".into(),
+            value: name.into_owned(),
+            why: format!("wanted one of {known}; this machine has {}", have.join(", ")),
+        }
+    })
+}

@@ -1,3 +1,5 @@
-//! (interfaces agreed on; bodies being written)
+//! The LLaMA model: settings, weights, cache, forward pass.
 
+pub mod kv_cache;
 pub mod llama;
+pub mod weights;

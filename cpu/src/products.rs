@@ -1,0 +1,174 @@
+//! Products of activation rows with several weight matrices of one input: the input is rounded
+//! once, and the team splits all output features in one go.
+
+use crate::convert;
+use crate::isa::Isa;
+use crate::matmul::{DenseActs, DenseMatrix, dense_product, wants_bf16};
+use crate::qmatmul::{
+    BLOCK, BlockMeta, PackedMatrix, PanelScratch, QActs, ROWS, panels_product,
+    panels_product_exact, quantize,
+};
+use crate::team::{SharedMut, Team, part};
+use half::bf16;
+use std::ops::Range;
+
+/// Output features that one member of the team takes at once: two panels.
+const UNIT: usize = 2 * ROWS;
+/// From this many rows on the team shares the rounding of activations.
+const ROWS_TO_SHARE: usize = 8;
+
+/// A weight matrix [n, k] that products can be computed with.
+#[derive(Clone, Copy)]
+pub enum Weights<'a> {
+    /// Quantised panels.
+    Packed(&'a PackedMatrix),
+    /// F32, F16 or BF16 elements.
+    Dense(DenseMatrix<'a>),
+}
+
+impl Weights<'_> {
+    /// Output features.
+    pub fn n(&self) -> usize {
+        match self {
+            Weights::Packed(w) => w.n(),
+            Weights::Dense(w) => w.n,
+        }
+    }
+
+    /// Inputs.
+    pub fn k(&self) -> usize {
+        match self {
+            Weights::Packed(w) => w.k(),
+            Weights::Dense(w) => w.k,
+        }
+    }
+}
+
+/// Buffers of products, grown on first use and then reused.
+#[derive(Default)]
+pub struct Scratch {
+    rounded: QActs,
+    bf16: Vec<bf16>,
+    members: Vec<PanelScratch>,
+}
+
+/// One matrix and where its product goes, [m, n].
+pub struct Product<'a> {
+    /// The weights.
+    pub w: Weights<'a>,
+    /// Overwritten.
+    pub out: &'a mut [f32],
+}
+
+/// `out = x wᵀ` for each product (at most [`MOST`]); `x` is [m, k].
+///
+/// With `exact`, weights meet the f32 activations unrounded. Without it quantised weights meet
+/// int8 activations, and BF16 weights BF16 ones where the machine multiplies those. The same
+/// bits for any number of rows and members.
+///
+/// # Panics
+/// When a shape does not fit.
+pub fn products(
+    isa: Isa,
+    team: &Team,
+    scratch: &mut Scratch,
+    x: &[f32],
+    m: usize,
+    exact: bool,
+    products: &mut [Product<'_>],
+) {
+    if m == 0 || products.is_empty() {
+        return;
+    }
+    let k = products[0].w.k();
+    assert_eq!(x.len(), m * k, "activations [{m}, {k}]");
+    for p in products.iter() {
+        assert!(p.w.k() == k && p.out.len() == m * p.w.n(), "product [{m}, {}]", p.w.n());
+    }
+    let low = |w: &Weights<'_>| matches!(w, Weights::Dense(w) if wants_bf16(isa, w.dtype));
+    if !exact && products.iter().any(|p| matches!(p.w, Weights::Packed(_))) {
+        round(isa, team, &mut scratch.rounded, x, m, k);
+    }
+    let with_bf16 = !exact && products.iter().any(|p| low(&p.w));
+    if with_bf16 {
+        if scratch.bf16.len() < m * k {
+            scratch.bf16.resize(m * k, bf16::ZERO);
+        }
+        team.split_rows(&mut scratch.bf16[..m * k], k, ROWS_TO_SHARE, &|rows, out| {
+            convert::f32_to_bf16(isa, out, &x[rows.start * k..rows.end * k]);
+        });
+    }
+    scratch.members.resize_with(team.len(), PanelScratch::default);
+
+    let (rounded, bf16) = (&scratch.rounded, &scratch.bf16);
+    let scratches = SharedMut::new(&mut scratch.members);
+    let targets = Targets::new(products);
+    let members = team.len();
+    team.run(&|member| {
+        let mine = part(targets.units, 1, member, members);
+        // SAFETY: one scratch a member.
+        let scratch = &mut unsafe { scratches.slice(member..member + 1) }[0];
+        for (w, out, span) in targets.list.iter().flatten() {
+            let (from, to) = (mine.start.max(span.start), mine.end.min(span.end));
+            if from >= to {
+                continue;
+            }
+            let units = from - span.start..to - span.start;
+            match w {
+                Weights::Packed(w) => {
+                    let panels = 2 * units.start..(2 * units.end).min(w.n_panels());
+                    // SAFETY: a unit, and with it its output columns, belongs to one member.
+                    unsafe {
+                        if exact {
+                            panels_product_exact(isa, out, w, x, panels);
+                        } else {
+                            panels_product(isa, out, w, rounded, m, panels, scratch);
+                        }
+                    }
+                }
+                Weights::Dense(w) => {
+                    let rows = units.start * UNIT..(units.end * UNIT).min(w.n);
+                    let low = with_bf16 && wants_bf16(isa, w.dtype);
+                    let acts = DenseActs { f32: x, bf16: low.then(|| &bf16[..m * k]) };
+                    // SAFETY: as above.
+                    unsafe { dense_product(isa, out, *w, acts, rows) };
+                }
+            }
+        }
+    });
+}
+
+/// Matrices that share an input at most: query, key and value.
+pub const MOST: usize = 3;
+
+/// The products as members see them, with the span of work units of each.
+struct Targets<'a> {
+    list: [Option<(Weights<'a>, SharedMut<'a, f32>, Range<usize>)>; MOST],
+    units: usize,
+}
+
+impl<'a> Targets<'a> {
+    fn new(products: &'a mut [Product<'_>]) -> Self {
+        assert!(products.len() <= MOST, "{} products, at most {MOST}", products.len());
+        let mut targets = Targets { list: [const { None }; MOST], units: 0 };
+        for (target, p) in targets.list.iter_mut().zip(products) {
+            let start = targets.units;
+            targets.units += p.w.n().div_ceil(UNIT);
+            *target = Some((p.w, SharedMut::new(p.out), start..targets.units));
+        }
+        targets
+    }
+}
+
+/// Rounds `x` [m, k] to int8.
+fn round(isa: Isa, team: &Team, acts: &mut QActs, x: &[f32], m: usize, k: usize) {
+    acts.resize(m, k);
+    let n_blocks = k / BLOCK;
+    let (codes, meta) = acts.rows_mut(m);
+    let meta: SharedMut<'_, BlockMeta> = SharedMut::new(meta);
+    team.split_rows(codes, k, ROWS_TO_SHARE, &|rows, codes| {
+        // SAFETY: split_rows hands every row to one member only.
+        let meta = unsafe { meta.slice(rows.start * n_blocks..rows.end * n_blocks) };
+        quantize(isa, codes, meta, &x[rows.start * k..rows.end * k]);
+    });
+}

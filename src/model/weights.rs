@@ -1,0 +1,220 @@
+//! Weights of a checkpoint, ready for the kernels: quantised matrices are read in pieces and
+//! rearranged by all threads, dense ones stay in the mapped file, vectors become f32.
+
+use crate::error::{Error, Result};
+use crate::format::{FileDType, TensorFile, TensorInfo};
+use crate::kernels::Cpu;
+use crate::model::checkpoint::Checkpoint;
+use crate::model::names::{BlockWeight, Weight};
+use crate::tensor::{Bytes, Matrix, MatrixData};
+use puna_cpu::convert;
+use puna_cpu::matmul::Dense;
+use puna_cpu::qmatmul::{PackedMatrix, ROWS, pack_panels};
+use puna_cpu::quant::{self, BlockType};
+use std::sync::{Arc, Mutex};
+
+/// Bytes of a file that one thread holds while it rearranges them.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// A linear layer.
+pub struct Linear {
+    /// [out, in].
+    pub w: Matrix,
+    /// [out].
+    pub bias: Option<Vec<f32>>,
+}
+
+/// One transformer block.
+pub struct Block {
+    /// Norm before attention, [dim].
+    pub attn_norm: Vec<f32>,
+    /// Query.
+    pub wq: Linear,
+    /// Key.
+    pub wk: Linear,
+    /// Value.
+    pub wv: Linear,
+    /// Attention's output.
+    pub wo: Linear,
+    /// Norm before the feed-forward, [dim].
+    pub ffn_norm: Vec<f32>,
+    /// Gate.
+    pub w1: Linear,
+    /// Down.
+    pub w2: Linear,
+    /// Up.
+    pub w3: Linear,
+}
+
+/// All weights of a model.
+pub struct Weights {
+    /// Embedding table, [vocab, dim].
+    pub tok_emb: Matrix,
+    /// The blocks, first to last.
+    pub blocks: Vec<Block>,
+    /// Norm before the head, [dim].
+    pub out_norm: Vec<f32>,
+    /// Output head, [vocab, dim]; shares the table's memory when tied.
+    pub lm_head: Matrix,
+}
+
+/// A tensor of a mapped file, kept alive with it.
+struct Mapped {
+    file: Arc<TensorFile>,
+    tensor: TensorInfo,
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        // Checked when it was made; the mapping does not change.
+        self.file.bytes(&self.tensor).unwrap_or(&[])
+    }
+}
+
+struct Loader<'a> {
+    cpu: &'a Cpu,
+    checkpoint: &'a Checkpoint,
+}
+
+impl Weights {
+    /// Loads all weights of an opened checkpoint.
+    ///
+    /// # Errors
+    /// When a tensor is missing, has another shape or type, or cannot be read.
+    pub fn load(cpu: &Cpu, checkpoint: &Checkpoint) -> Result<Weights> {
+        let loader = Loader { cpu, checkpoint };
+        let tied = checkpoint.config.tie_embeddings;
+        let tok_emb = loader.matrix(Weight::TokEmb, tied)?;
+        let lm_head = if tied { tok_emb.clone() } else { loader.matrix(Weight::LmHead, true)? };
+        let blocks = (0..checkpoint.config.n_layers)
+            .map(|layer| {
+                let linear = |w: BlockWeight, bias: BlockWeight| -> Result<Linear> {
+                    Ok(Linear {
+                        w: loader.matrix(Weight::Block(layer, w), true)?,
+                        bias: loader.vector_opt(Weight::Block(layer, bias))?,
+                    })
+                };
+                use BlockWeight::*;
+                Ok(Block {
+                    attn_norm: loader.vector(Weight::Block(layer, AttnNorm))?,
+                    wq: linear(Wq, Bq)?,
+                    wk: linear(Wk, Bk)?,
+                    wv: linear(Wv, Bv)?,
+                    wo: linear(Wo, Bo)?,
+                    ffn_norm: loader.vector(Weight::Block(layer, FfnNorm))?,
+                    w1: linear(W1, B1)?,
+                    w2: linear(W2, B2)?,
+                    w3: linear(W3, B3)?,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Weights { tok_emb, blocks, out_norm: loader.vector(Weight::OutNorm)?, lm_head })
+    }
+
+    /// Bytes that computing one token reads: every matrix once, of the table (unless tied) one
+    /// row.
+    pub fn bytes_per_token(&self) -> usize {
+        let linears = self.blocks.iter().flat_map(|b| {
+            [&b.wq, &b.wk, &b.wv, &b.wo, &b.w1, &b.w2, &b.w3].map(|l| l.w.bytes())
+        });
+        linears.sum::<usize>() + self.lm_head.bytes()
+    }
+}
+
+impl Loader<'_> {
+    /// A matrix; `multiplied` says whether products are computed with it.
+    fn matrix(&self, weight: Weight, multiplied: bool) -> Result<Matrix> {
+        let tensor = self.checkpoint.weight(weight)?;
+        let [n, k] = tensor.shape[..] else {
+            return Err(Error::Shape {
+                op: tensor.name.clone(),
+                expected: "a matrix".into(),
+                got: format!("{:?}", tensor.shape),
+            });
+        };
+        let dense = |dtype| -> Result<MatrixData> { Ok(MatrixData::Dense(self.mapped(tensor)?, dtype)) };
+        let data = match tensor.dtype {
+            FileDType::F32 => dense(Dense::F32)?,
+            FileDType::F16 => dense(Dense::F16)?,
+            FileDType::BF16 => dense(Dense::BF16)?,
+            FileDType::Block(block) if multiplied => {
+                MatrixData::Packed(Arc::new(self.packed(tensor, block, n, k)?))
+            }
+            FileDType::Block(block) => MatrixData::Blocks(self.mapped(tensor)?, block),
+            FileDType::Other(name) => {
+                return Err(Error::Unsupported(format!(
+                    "{}: weights of type {name}",
+                    tensor.name
+                )));
+            }
+        };
+        Ok(Matrix { n, k, data })
+    }
+
+    fn mapped(&self, tensor: &TensorInfo) -> Result<Bytes> {
+        let file = Arc::clone(&self.checkpoint.files);
+        file.bytes(tensor)?;
+        Ok(Bytes::new(Mapped { file, tensor: tensor.clone() }))
+    }
+
+    /// Reads and rearranges a quantised matrix piece by piece, each thread its own panels, so
+    /// that the file's copy never lies in memory whole.
+    fn packed(
+        &self,
+        tensor: &TensorInfo,
+        block: BlockType,
+        n: usize,
+        k: usize,
+    ) -> Result<PackedMatrix> {
+        let mut matrix = PackedMatrix::zeroed(block, n, k);
+        let row_bytes = block.row_bytes(k);
+        let panel_bytes = matrix.panel_bytes();
+        let panels_at_once = (PIECE_BYTES / (ROWS * row_bytes)).max(1);
+        let failure = Mutex::new(None);
+        let files = &self.checkpoint.files;
+        self.cpu.team.split_rows(matrix.panels_mut(), panel_bytes, 2, &|panels, bytes| {
+            let mut piece = vec![0u8; panels_at_once * ROWS * row_bytes];
+            for (i, out) in bytes.chunks_mut(panels_at_once * panel_bytes).enumerate() {
+                let first = (panels.start + i * panels_at_once) * ROWS;
+                let rows = (out.len() / panel_bytes * ROWS).min(n - first);
+                let piece = &mut piece[..rows * row_bytes];
+                if let Err(error) = files.read_at(tensor, first * row_bytes, piece) {
+                    *failure.lock().unwrap_or_else(|poison| poison.into_inner()) = Some(error);
+                    return;
+                }
+                pack_panels(block, out, piece, k);
+            }
+        });
+        match failure.into_inner().unwrap_or_else(|poison| poison.into_inner()) {
+            Some(error) => Err(error),
+            None => Ok(matrix),
+        }
+    }
+
+    fn vector(&self, weight: Weight) -> Result<Vec<f32>> {
+        self.widened(self.checkpoint.weight(weight)?)
+    }
+
+    fn vector_opt(&self, weight: Weight) -> Result<Option<Vec<f32>>> {
+        self.checkpoint.weight_opt(weight)?.map(|tensor| self.widened(tensor)).transpose()
+    }
+
+    fn widened(&self, tensor: &TensorInfo) -> Result<Vec<f32>> {
+        let bytes = self.checkpoint.files.bytes(tensor)?;
+        let mut out = vec![0.0f32; tensor.n_elements()];
+        match tensor.dtype {
+            FileDType::F32 => {
+                for (out, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
+                    *out = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                }
+            }
+            FileDType::F16 => convert::f16_bytes_to_f32(self.cpu.isa, &mut out, bytes),
+            FileDType::BF16 => convert::bf16_bytes_to_f32(self.cpu.isa, &mut out, bytes),
+            FileDType::Block(block) => quant::decode_row(block, &mut out, bytes),
+            FileDType::Other(name) => {
+                return Err(Error::Unsupported(format!("{}: values of type {name}", tensor.name)));
+            }
+        }
+        Ok(out)
+    }
+}
