@@ -14,6 +14,7 @@
 //! refuse such weights checks them before encoding. A block so small that the reciprocal of its
 //! scale overflows f32 is coded as zeros.
 
+mod extent;
 mod lanes;
 pub mod q2_k;
 pub mod q3_k;

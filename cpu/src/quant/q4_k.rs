@@ -80,14 +80,20 @@ pub fn encode(block: &mut [u8; BYTES], x: &[f32; SUPER_BLOCK]) {
 
 /// What Q4_K and Q5_K share: fits the sub-blocks, writes d, dmin and the packed scales, and
 /// returns the codes under those rounded scales.
-pub(super) fn put_scales_and_codes(block: &mut [u8], x: &[f32; SUPER_BLOCK], steps: &Steps) -> [i8; SUPER_BLOCK] {
+pub(super) fn put_scales_and_codes(
+    block: &mut [u8],
+    x: &[f32; SUPER_BLOCK],
+    steps: &Steps,
+) -> [i8; SUPER_BLOCK] {
     let Fit { scales, mins, mut codes } = fit_affine::<SUB_BLOCK, SUB_BLOCKS, false>(x, steps);
     let (max_scale, scales) = six_bits(&scales);
     let (max_min, mins) = six_bits(&mins);
     let d = put_f16(block, 0, max_scale / MAX_SCALE);
     let dmin = put_f16(block, 2, max_min / MAX_SCALE);
     block[SCALES..QS].copy_from_slice(&pack_scales(&scales, &mins));
-    for (j, (codes, x)) in codes.as_chunks_mut::<SUB_BLOCK>().0.iter_mut().zip(x.as_chunks().0).enumerate() {
+    for (j, (codes, x)) in
+        codes.as_chunks_mut::<SUB_BLOCK>().0.iter_mut().zip(x.as_chunks().0).enumerate()
+    {
         let x: &[f32; SUB_BLOCK] = x;
         let (d, m) = (d * scales[j] as f32, dmin * mins[j] as f32);
         requantise(codes, x, d, m, 0, steps.max_code as i32);

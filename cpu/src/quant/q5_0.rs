@@ -8,7 +8,7 @@
 //! The low four bits of code `j` are the low half of `qs[j]`, of code `j + 16` the high half; the
 //! fifth bit of code `i` is bit `i` of `qh`.
 
-use super::q4_0::{extreme, range};
+use super::extent::{extreme, range};
 use super::{BLOCK, f16_at, put_f16, reciprocal};
 
 /// Bytes of a Q5_0 block.
@@ -19,7 +19,8 @@ pub const Q5_1_BYTES: usize = 24;
 pub const Q5_0_QH: usize = 2;
 /// First byte of the fifth bits in a Q5_1 block; the low bits follow.
 pub const Q5_1_QH: usize = 4;
-const _: () = assert!(Q5_0_QH + 4 + BLOCK / 2 == Q5_0_BYTES && Q5_1_QH + 4 + BLOCK / 2 == Q5_1_BYTES);
+const _: () =
+    assert!(Q5_0_QH + 4 + BLOCK / 2 == Q5_0_BYTES && Q5_1_QH + 4 + BLOCK / 2 == Q5_1_BYTES);
 
 /// Decodes one Q5_0 block; overwrites `out`.
 pub fn decode_q5_0(out: &mut [f32; BLOCK], block: &[u8; Q5_0_BYTES]) {

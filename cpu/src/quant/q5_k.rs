@@ -13,7 +13,9 @@ pub const BYTES: usize = 176;
 pub const QH: usize = 16;
 /// First byte of the low four bits.
 pub const QS: usize = 48;
-const _: () = assert!(SCALES + SCALE_BYTES == QH && QH + SUPER_BLOCK / 8 == QS && QS + SUPER_BLOCK / 2 == BYTES);
+const _: () = assert!(
+    SCALES + SCALE_BYTES == QH && QH + SUPER_BLOCK / 8 == QS && QS + SUPER_BLOCK / 2 == BYTES
+);
 
 /// Decodes one block; overwrites `out`.
 pub fn decode(out: &mut [f32; SUPER_BLOCK], block: &[u8; BYTES]) {

@@ -69,7 +69,8 @@ fn fit<const N: usize, const S: usize>(
     let mut fit = Fit { scales: [0.0; S], mins: [0.0; S], codes: [0; SUPER_BLOCK] };
     for first in (0..S).step_by(LANES) {
         // [n, lane]: weight i of eight neighbouring sub-blocks
-        let columns = std::array::from_fn(|i| F32x8(std::array::from_fn(|g| x[(first + g) * N + i])));
+        let columns =
+            std::array::from_fn(|i| F32x8(std::array::from_fn(|g| x[(first + g) * N + i])));
         let found = search(&columns);
         fit.scales[first..first + LANES].copy_from_slice(&found.scales.0);
         fit.mins[first..first + LANES].copy_from_slice(&found.mins.0);
@@ -112,7 +113,8 @@ fn affine<const N: usize, const ABSOLUTE: bool>(x: &[F32x8; N], steps: &Steps) -
         }
         sum
     };
-    let codes_of = |inverse: F32x8, min: F32x8| x.map(|v| (inverse * (v - min)).code(0.0, steps.max_code));
+    let codes_of =
+        |inverse: F32x8, min: F32x8| x.map(|v| (inverse * (v - min)).code(0.0, steps.max_code));
 
     let inverse = F32x8::splat(steps.max_code) / (max - min);
     let mut scale = F32x8::splat(1.0) / inverse;
