@@ -5,7 +5,8 @@
 //! GGUF block definitions of ggml (`ggml-common.h`).
 //!
 //! The encoders compute what ggml's reference encoders (`quantize_row_*_ref`) compute, bit for
-//! bit: f32 throughout, sums in index order, no fused multiply-add. `golden` holds blocks that
+//! bit: f32 throughout, sums in index order, no fused multiply-add. (A ggml whose compiler was let
+//! fuse them departs from its own bits in Q2_K, Q4_K, Q5_K and Q6_K.) `golden` holds blocks that
 //! were made by ggml itself.
 //!
 //! **Non-finite or extreme input to [`encode_row`]** never panics and never touches another block
@@ -14,6 +15,7 @@
 //! refuse such weights checks them before encoding. A block so small that the reciprocal of its
 //! scale overflows f32 is coded as zeros.
 
+mod extent;
 mod lanes;
 pub mod q2_k;
 pub mod q3_k;

@@ -7,6 +7,7 @@
 //!
 //! Code `j` is the low half of `qs[j]`, code `j + 16` the high half.
 
+use super::extent::{extreme, range};
 use super::{BLOCK, f16_at, put_f16, reciprocal};
 
 /// Bytes of a Q4_0 block.
@@ -64,33 +65,6 @@ pub fn encode_q4_1(block: &mut [u8; Q4_1_BYTES], x: &[f32; BLOCK]) {
 /// Rounds down to a code of 4 bits; the conversion saturates, and NaN becomes 0.
 fn code(v: f32) -> u8 {
     (v as i32).clamp(0, 15) as u8
-}
-
-/// The first weight of the largest magnitude, with its sign; 0 if all are zero or NaN.
-pub(super) fn extreme(x: &[f32; BLOCK]) -> f32 {
-    // the magnitude needs no order, so it can be found in lanes; the sign is that of the first
-    let mut lanes = [0.0f32; 8];
-    for part in x.as_chunks::<8>().0 {
-        for (lane, v) in lanes.iter_mut().zip(part) {
-            *lane = if *lane < v.abs() { v.abs() } else { *lane };
-        }
-    }
-    let largest = lanes.into_iter().fold(0.0, |a, b| if a < b { b } else { a });
-    x.iter().copied().find(|v| v.abs() == largest).unwrap_or(0.0)
-}
-
-/// Smallest and largest weight; NaN is passed over.
-pub(super) fn range(x: &[f32; BLOCK]) -> (f32, f32) {
-    let (mut low, mut high) = ([f32::MAX; 8], [f32::MIN; 8]);
-    for part in x.as_chunks::<8>().0 {
-        for g in 0..8 {
-            low[g] = if part[g] < low[g] { part[g] } else { low[g] };
-            high[g] = if part[g] > high[g] { part[g] } else { high[g] };
-        }
-    }
-    let min = low.into_iter().fold(f32::MAX, |a, b| if b < a { b } else { a });
-    let max = high.into_iter().fold(f32::MIN, |a, b| if b > a { b } else { a });
-    (min, max)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! The low four bits of code `j` are the low half of `qs[j]`, of code `j + 16` the high half; the
 //! fifth bit of code `i` is bit `i` of `qh`.
 
-use super::q4_0::{extreme, range};
+use super::extent::{extreme, range};
 use super::{BLOCK, f16_at, put_f16, reciprocal};
 
 /// Bytes of a Q5_0 block.

@@ -2,6 +2,7 @@
 //!
 //! Fields: d: f16, qs: \[i8; 32\]. Weight `j` is `qs[j] d`.
 
+use super::extent::largest;
 use super::{BLOCK, f16_at, put_f16, reciprocal};
 
 /// Bytes of a block.
@@ -21,14 +22,7 @@ pub fn decode(out: &mut [f32; BLOCK], block: &[u8; BYTES]) {
 /// Encodes one block: the weight of largest magnitude becomes code 127 or -127. Halves round away
 /// from zero.
 pub fn encode(block: &mut [u8; BYTES], x: &[f32; BLOCK]) {
-    let mut lanes = [0.0f32; 8];
-    for part in x.as_chunks::<8>().0 {
-        for (lane, v) in lanes.iter_mut().zip(part) {
-            *lane = if *lane > v.abs() { *lane } else { v.abs() };
-        }
-    }
-    let largest = lanes.into_iter().fold(0.0, |a, b| if a > b { a } else { b });
-    let d = largest / 127.0;
+    let d = largest(x) / 127.0;
     let inverse = reciprocal(d);
     put_f16(block, 0, d);
     for (q, v) in block[QS..].iter_mut().zip(x) {
