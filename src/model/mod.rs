@@ -1,3 +1,7 @@
 //! (interfaces agreed on; bodies being written)
 
+pub mod checkpoint;
+pub mod config;
 pub mod llama;
+pub mod names;
+pub mod rope;
