@@ -1,5 +1,10 @@
 //! The LLaMA model: settings, weights, cache, forward pass.
 
+pub mod checkpoint;
+pub mod config;
 pub mod kv_cache;
 pub mod llama;
+pub mod names;
+pub mod rope;
+pub mod text;
 pub mod weights;
