@@ -459,7 +459,7 @@ const GGUF_MODEL: &[(&str, Break, &[&str])] = &[
     (
         "rope factors",
         |d| d.tensor("rope_freqs.weight", vec![1, 1], 0),
-        &["rope_freqs.weight", "ends at byte"],
+        &["rope_freqs.weight", "F32 of shape [1, 1], wanted F32 of [1]"],
     ),
 ];
 
@@ -471,7 +471,7 @@ fn every_contradiction_in_a_gguf_is_refused_by_name() {
         let mut draft = Draft::llama();
         damage(&mut draft);
         let mut bytes = draft.bytes();
-        if *row == "unknown tensor" {
+        if ["unknown tensor", "rope factors"].contains(row) {
             bytes.extend([0; 64]);
         }
         judge(&mut failures, row, words, open_gguf(dir.path(), &bytes, Access::Map).map(drop));

@@ -157,16 +157,17 @@ fn rope_factors_of_another_length_are_refused() {
 #[test]
 fn the_writer_refuses_what_a_reader_would() {
     let (_dir, path) = temp();
-    let q4 = FileDType::Block(BlockType::Q4_0);
-    let table: [(&str, &dyn Fn(&mut GgufWriter)); 8] = [
-        ("repeated", &|w| drop(w.meta("a", MetaValue::Bool(true)).meta("a", MetaValue::I32(1)))),
-        ("empty", &|w| drop(w.meta("", MetaValue::U64(1)))),
-        ("repeated", &|w| drop(w.tensor("t", q4, &[32]).tensor("t", q4, &[32]))),
-        ("63 bytes", &|w| drop(w.tensor("t".repeat(64), q4, &[32]))),
-        ("1 to 4 dimensions", &|w| drop(w.tensor("t", q4, &[]))),
-        ("1 to 4 dimensions", &|w| drop(w.tensor("t", q4, &[0, 32]))),
-        ("multiple of 32", &|w| drop(w.tensor("t", q4, &[32, 16]))),
-        ("no type U8", &|w| drop(w.tensor("t", FileDType::Other("U8"), &[32]))),
+    type Damage = fn(&mut GgufWriter) -> &mut GgufWriter;
+    const Q4: FileDType = FileDType::Block(BlockType::Q4_0);
+    let table: [(&str, Damage); 8] = [
+        ("repeated", |w| w.meta("a", MetaValue::Bool(true)).meta("a", MetaValue::I32(1))),
+        ("empty", |w| w.meta("", MetaValue::U64(1))),
+        ("repeated", |w| w.tensor("t", Q4, &[32]).tensor("t", Q4, &[32])),
+        ("63 bytes", |w| w.tensor("t".repeat(64), Q4, &[32])),
+        ("1 to 4 dimensions", |w| w.tensor("t", Q4, &[])),
+        ("1 to 4 dimensions", |w| w.tensor("t", Q4, &[0, 32])),
+        ("multiple of 32", |w| w.tensor("t", Q4, &[32, 16])),
+        ("no type U8", |w| w.tensor("t", FileDType::Other("U8"), &[32])),
     ];
     for (word, damage) in table {
         let mut writer = GgufWriter::new();
@@ -175,7 +176,7 @@ fn the_writer_refuses_what_a_reader_would() {
         assert!(text.contains(word), "{text:?} lacks {word:?}");
     }
     let mut writer = GgufWriter::new();
-    writer.tensor("t", q4, &[32]);
+    writer.tensor("t", Q4, &[32]);
     let mut out = writer.start(&path).unwrap();
     assert_eq!(out.expects(), Some(("t", 18)));
     assert!(out.write(&[0; 19]).is_err(), "too many bytes");
