@@ -423,3 +423,6 @@ fn pickle_refused(path: &Path) -> Error {
         path.display()
     ))
 }
+
+#[cfg(test)]
+mod tests;

@@ -509,3 +509,6 @@ fn gguf_scaling(source: &Source, meta: &Metadata, max_seq_len: usize) -> Result<
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -135,3 +135,160 @@ impl Yarn {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::config::{Config, RopePairing};
+    use super::*;
+    use crate::format::hf_config::HfConfig;
+    use crate::format::mmap::Access;
+    use crate::format::safetensors;
+    use std::path::Path;
+
+    fn rope(theta: f64, dim: usize, scaling: RopeScaling) -> RopeConfig {
+        RopeConfig { theta, dim, pairing: RopePairing::Half, scaling, freq_factors: None }
+    }
+
+    /// Three roundings to f32, each within half an ulp of 2^-23, in the power, its inverse and the scaling.
+    const ROUNDING: f64 = 3.0 / (1u32 << 23) as f64;
+
+    fn close(got: &[f32], wanted: &[f64]) {
+        assert_eq!(got.len(), wanted.len());
+        for (i, (&g, &w)) in got.iter().zip(wanted).enumerate() {
+            assert!((f64::from(g) - w).abs() <= ROUNDING * w.abs(), "pair {i}: {g} is not {w}");
+        }
+    }
+
+    #[test]
+    fn frequencies_are_those_of_transformers() {
+        for model in [
+            "mini-bf16-sharded",
+            "mini-dynamic",
+            "mini-gqa",
+            "mini-headdim-bias",
+            "mini-linear",
+            "mini-llama3rope",
+            "mini-mha",
+        ] {
+            let dir = Path::new("tests/fixtures").join(model);
+            let hf = HfConfig::read(&dir.join("config.json")).unwrap();
+            let config = Config::from_hf(&hf).unwrap();
+            let files = safetensors::open(&dir.join("logits.safetensors"), Access::Map).unwrap();
+            let bytes = files.bytes(files.get("rope.inv_freq").unwrap()).unwrap();
+            let wanted: Vec<f64> = bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()).into())
+                .collect();
+            let (got, attention_scale) = inv_freq(&config.rope, config.head_dim, 1);
+            close(&got, &wanted);
+            assert_eq!(attention_scale, 1.0, "{model}");
+        }
+    }
+
+    #[test]
+    fn dynamic_grows_only_past_the_context() {
+        let config = rope(1e4, 24, RopeScaling::Dynamic { factor: 2.0, max_seq_len: 24 });
+        let base = inv_freq(&config, 24, 24).0;
+        assert_eq!(base, inv_freq(&config, 24, 1).0);
+        // 36 tokens: the base grows by (2 * 36 / 24 - 1)^(24 / 22) = 2^(12 / 11).
+        let theta = 1e4 * 2f64.powf(12.0 / 11.0);
+        let wanted: Vec<f64> = (0..12).map(|i| theta.powf(f64::from(-i) / 12.0)).collect();
+        let grown = inv_freq(&config, 24, 36).0;
+        assert!(grown[11] < base[11]);
+        for (&g, &w) in grown.iter().zip(&wanted) {
+            // The exponent's own rounding is magnified by ln(theta).
+            assert!((f64::from(g) - w).abs() <= ROUNDING * 10.0 * w, "{g} is not {w}");
+        }
+    }
+
+    #[test]
+    fn freq_factors_divide() {
+        let mut config = rope(1e4, 4, RopeScaling::None);
+        config.freq_factors = Some(vec![1.0, 8.0]);
+        assert_eq!(inv_freq(&config, 4, 1).0, [1.0, 0.01 / 8.0]);
+    }
+
+    fn yarn(factor: f64, original_max_seq_len: usize) -> Yarn {
+        Yarn {
+            factor,
+            original_max_seq_len,
+            attention_factor: None,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            mscale: None,
+            mscale_all_dim: None,
+            truncate: true,
+        }
+    }
+
+    /// Values of the published formula, worked out in double precision outside this program.
+    #[test]
+    #[allow(clippy::excessive_precision)]
+    fn yarn_blends_between_the_ends_of_its_ramp() {
+        let whole = yarn(4.0, 2048);
+        let fractional = Yarn { truncate: false, ..whole };
+        let betas = Yarn { beta_fast: 16.0, beta_slow: 2.0, ..yarn(8.0, 512) };
+        let cases: [(f64, usize, Yarn, &[f64]); 3] = [
+            (
+                1e4,
+                16,
+                whole,
+                &[
+                    1.0,
+                    0.316227766,
+                    0.1,
+                    0.025693506,
+                    0.00625,
+                    0.00138349648,
+                    0.00025,
+                    7.90569415e-5,
+                ],
+            ),
+            (
+                1e4,
+                16,
+                fractional,
+                &[
+                    1.0,
+                    0.316227766,
+                    0.1,
+                    0.0238701923,
+                    0.00505697152,
+                    0.000811290382,
+                    0.00025,
+                    7.90569415e-5,
+                ],
+            ),
+            (
+                5e5,
+                12,
+                betas,
+                &[1.0, 0.0631384902, 0.00157490131, 0.000176776695, 1.98425131e-5, 2.2272468e-6],
+            ),
+        ];
+        for (theta, dim, settings, wanted) in cases {
+            let got = inv_freq(&rope(theta, dim, RopeScaling::Yarn(settings)), dim, 1).0;
+            for (i, (&g, &w)) in got.iter().zip(wanted).enumerate() {
+                // The exponent's own rounding is magnified by ln(theta) < 14.
+                assert!(
+                    (f64::from(g) - w).abs() <= ROUNDING * 14.0 * w,
+                    "{settings:?} {i}: {g}, {w}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn yarn_attention_scale_follows_its_settings() {
+        let near = |yarn: Yarn, wanted: f64| {
+            let got = yarn.attention_scale();
+            assert!((got - wanted).abs() < 1e-12, "{yarn:?}: {got} is not {wanted}");
+        };
+        near(yarn(4.0, 64), 1.138629436111989);
+        near(yarn(0.5, 64), 1.0);
+        near(Yarn { attention_factor: Some(0.7), ..yarn(4.0, 64) }, 0.7);
+        let both = Yarn { mscale: Some(0.707), mscale_all_dim: Some(1.2), ..yarn(40.0, 64) };
+        near(both, 0.8739404576185121);
+        near(Yarn { mscale_all_dim: Some(0.0), ..both }, 0.1 * 40f64.ln() + 1.0);
+    }
+}

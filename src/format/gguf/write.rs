@@ -237,11 +237,13 @@ impl TensorWriter {
                 format!("{left} bytes of {name} were not written"),
             ));
         }
-        if let Some(file) = self.file.take() {
-            let fail = |source| Error::io(&self.partial, source);
-            let file = file.into_inner().map_err(|e| fail(e.into_error()))?;
-            file.sync_all().map_err(fail)?;
-            std::fs::rename(&self.partial, &self.path).map_err(|e| Error::io(&self.path, e))?;
+        if let Some(mut file) = self.file.take() {
+            let written = file.flush().and_then(|()| file.get_ref().sync_all());
+            if let Err(source) = written.and_then(|()| std::fs::rename(&self.partial, &self.path)) {
+                // Put back, so that dropping `self` removes the unfinished file.
+                self.file = Some(file);
+                return Err(Error::io(&self.path, source));
+            }
         }
         Ok(())
     }
