@@ -91,6 +91,12 @@ impl Workspace {
 }
 
 impl Model {
+    /// Most rows of one segment of a forward pass.
+    pub const MAX_ROWS: usize = 512;
+    /// Weight bytes read for one token: everything but the rows of the embedding that are not looked up.
+    pub fn bytes_per_token(&self) -> u64 {
+        todo!()
+    }
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
         todo!()
     }

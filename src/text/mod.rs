@@ -73,6 +73,9 @@ impl ChatTemplate {
     ) -> Result<Vec<u32>> {
         todo!()
     }
+    pub fn resolve(name: Option<&str>, own: Option<ChatTemplate>) -> Result<ChatTemplate> {
+        todo!()
+    }
     pub fn preset(name: &str) -> Result<ChatTemplate> {
         todo!()
     }
