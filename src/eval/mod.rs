@@ -1,1 +1,5 @@
-//! (being written)
+//! Scores of a model on text. For now: negative log-likelihood and perplexity.
+
+pub mod perplexity;
+
+pub use perplexity::{Perplexity, Window, perplexity, windows};

@@ -1,1 +1,16 @@
-//! (being written)
+//! From a prompt to text: sampling, stop strings, sequences and the generation loop.
+//!
+//! The model only turns tokens into logits. What is chosen, shown and when it ends is decided
+//! here. Nothing in this room prints: text goes to the caller's sink, piece by piece.
+
+pub mod generate;
+pub mod sampler;
+pub mod sequence;
+pub mod stop;
+pub mod timing;
+
+pub use generate::{Context, GenerateOptions, Generated, Generation, generate};
+pub use sampler::{Sampler, SamplerConfig};
+pub use sequence::{FinishReason, Sequence, TokenLogprobs};
+pub use stop::StopMatcher;
+pub use timing::{Percentiles, Timings};

@@ -5,6 +5,7 @@
 //! are read when the model is built.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::format::gguf::{self, Metadata, keys};
@@ -45,7 +46,7 @@ pub struct Checkpoint {
     /// The validated configuration.
     pub config: Config,
     /// The tensors.
-    pub files: TensorFile,
+    pub files: Arc<TensorFile>,
     /// Who names and orders them.
     pub layout: Layout,
     /// Suggestions for generation.
@@ -291,6 +292,7 @@ fn open_dir(dir: &Path, access: Access) -> Result<Checkpoint> {
     let generation = generation_defaults(&generation_path, suggested, &config)?;
     let files = safetensors::open_dir(dir, access)?;
     let layout = Layout::Hf;
+    let files = Arc::new(files);
     Ok(Checkpoint { path: dir.to_path_buf(), config, files, layout, generation, gguf: None })
 }
 
@@ -366,7 +368,7 @@ fn open_file(path: &Path, access: Access) -> Result<Checkpoint> {
     Ok(Checkpoint {
         path: path.to_path_buf(),
         config,
-        files,
+        files: Arc::new(files),
         layout,
         generation,
         gguf: Some(metadata),

@@ -30,8 +30,7 @@ impl KvCache {
         if bytes.is_none_or(|bytes| bytes > isize::MAX as usize / 4) {
             return refuse("more than memory can address");
         }
-        let shape =
-            KvShape { n_kv_heads: config.n_kv_heads, head_dim: config.head_dim, kv_type };
+        let shape = KvShape { n_kv_heads: config.n_kv_heads, head_dim: config.head_dim, kv_type };
         let layers = (0..config.n_layers).map(|_| KvLayer::new(shape, capacity)).collect();
         Ok(KvCache { layers, len: 0, capacity })
     }

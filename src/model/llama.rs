@@ -68,19 +68,19 @@ pub struct Segment<'a> {
 
 /// Buffers of a forward pass, made for [`Model::MAX_ROWS`] rows at most, grown on first use.
 pub struct Workspace {
-    x: Buffer<f32>,       // [m, dim]
-    h: Buffer<f32>,       // [m, dim]
-    q: Buffer<f32>,       // [m, n_heads * head_dim]
-    k: Buffer<f32>,       // [m, n_kv_heads * head_dim]
-    v: Buffer<f32>,       // [m, n_kv_heads * head_dim]
-    att: Buffer<f32>,     // [m, n_heads * head_dim]
-    gate: Buffer<f32>,    // [m, hidden_dim]
-    up: Buffer<f32>,      // [m, hidden_dim]
-    act: Buffer<f32>,     // [m, hidden_dim]
-    logits: Vec<f32>,     // [wanted rows, vocab]
-    cos: Vec<f32>,        // [m, rotated / 2]
-    sin: Vec<f32>,        // [m, rotated / 2]
-    wanted: Vec<usize>,   // rows that get logits
+    x: Buffer<f32>,     // [m, dim]
+    h: Buffer<f32>,     // [m, dim]
+    q: Buffer<f32>,     // [m, n_heads * head_dim]
+    k: Buffer<f32>,     // [m, n_kv_heads * head_dim]
+    v: Buffer<f32>,     // [m, n_kv_heads * head_dim]
+    att: Buffer<f32>,   // [m, n_heads * head_dim]
+    gate: Buffer<f32>,  // [m, hidden_dim]
+    up: Buffer<f32>,    // [m, hidden_dim]
+    act: Buffer<f32>,   // [m, hidden_dim]
+    logits: Vec<f32>,   // [wanted rows, vocab]
+    cos: Vec<f32>,      // [m, rotated / 2]
+    sin: Vec<f32>,      // [m, rotated / 2]
+    wanted: Vec<usize>, // rows that get logits
     rows: usize,
     vocab: usize,
     matmul: MatmulScratch,
@@ -134,14 +134,7 @@ impl Model {
             (text, weights)
         });
         let Checkpoint { config, generation, .. } = checkpoint;
-        Ok(Model {
-            config,
-            text: text?,
-            generation,
-            weights: weights?,
-            cpu,
-            exact: options.exact,
-        })
+        Ok(Model { config, text: text?, generation, weights: weights?, cpu, exact: options.exact })
     }
 
     /// Bytes of weights that computing one token reads.
@@ -270,16 +263,11 @@ impl Model {
         let (dim, head_dim) = (config.dim, config.head_dim);
         let (q_dim, kv_dim) = (config.n_heads * head_dim, config.n_kv_heads * head_dim);
         rms_norm(cpu, &mut ws.h[..m * dim], &ws.x[..m * dim], &block.attn_norm, config.norm_eps);
-        let (q, k, v) =
-            (&mut ws.q[..m * q_dim], &mut ws.k[..m * kv_dim], &mut ws.v[..m * kv_dim]);
-        let list = &mut [
-            product(&block.wq.w, q)?,
-            product(&block.wk.w, k)?,
-            product(&block.wv.w, v)?,
-        ];
+        let (q, k, v) = (&mut ws.q[..m * q_dim], &mut ws.k[..m * kv_dim], &mut ws.v[..m * kv_dim]);
+        let list =
+            &mut [product(&block.wq.w, q)?, product(&block.wk.w, k)?, product(&block.wv.w, v)?];
         products(cpu, &mut ws.matmul, &ws.h[..m * dim], m, self.exact, list)?;
-        let (q, k, v) =
-            (&mut ws.q[..m * q_dim], &mut ws.k[..m * kv_dim], &mut ws.v[..m * kv_dim]);
+        let (q, k, v) = (&mut ws.q[..m * q_dim], &mut ws.k[..m * kv_dim], &mut ws.v[..m * kv_dim]);
         self.add_bias(&block.wq, q);
         self.add_bias(&block.wk, k);
         self.add_bias(&block.wv, v);

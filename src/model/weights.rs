@@ -114,9 +114,10 @@ impl Weights {
     /// Bytes that computing one token reads: every matrix once, of the table (unless tied) one
     /// row.
     pub fn bytes_per_token(&self) -> usize {
-        let linears = self.blocks.iter().flat_map(|b| {
-            [&b.wq, &b.wk, &b.wv, &b.wo, &b.w1, &b.w2, &b.w3].map(|l| l.w.bytes())
-        });
+        let linears = self
+            .blocks
+            .iter()
+            .flat_map(|b| [&b.wq, &b.wk, &b.wv, &b.wo, &b.w1, &b.w2, &b.w3].map(|l| l.w.bytes()));
         linears.sum::<usize>() + self.lm_head.bytes()
     }
 }
@@ -132,7 +133,8 @@ impl Loader<'_> {
                 got: format!("{:?}", tensor.shape),
             });
         };
-        let dense = |dtype| -> Result<MatrixData> { Ok(MatrixData::Dense(self.mapped(tensor)?, dtype)) };
+        let dense =
+            |dtype| -> Result<MatrixData> { Ok(MatrixData::Dense(self.mapped(tensor)?, dtype)) };
         let data = match tensor.dtype {
             FileDType::F32 => dense(Dense::F32)?,
             FileDType::F16 => dense(Dense::F16)?,
@@ -142,10 +144,7 @@ impl Loader<'_> {
             }
             FileDType::Block(block) => MatrixData::Blocks(self.mapped(tensor)?, block),
             FileDType::Other(name) => {
-                return Err(Error::Unsupported(format!(
-                    "{}: weights of type {name}",
-                    tensor.name
-                )));
+                return Err(Error::Unsupported(format!("{}: weights of type {name}", tensor.name)));
             }
         };
         Ok(Matrix { n, k, data })

@@ -68,12 +68,9 @@ impl Matrix {
     /// The view that dense kernels take; `None` for quantised data.
     pub fn dense(&self) -> Option<DenseMatrix<'_>> {
         match &self.data {
-            MatrixData::Dense(bytes, dtype) => Some(DenseMatrix {
-                bytes: bytes.as_slice(),
-                dtype: *dtype,
-                n: self.n,
-                k: self.k,
-            }),
+            MatrixData::Dense(bytes, dtype) => {
+                Some(DenseMatrix { bytes: bytes.as_slice(), dtype: *dtype, n: self.n, k: self.k })
+            }
             _ => None,
         }
     }

@@ -1,0 +1,297 @@
+//! The command line: flags that commands share, and how values are read.
+//!
+//! A flag's field name is also its name in a `--config` file. Nothing is marked as required here,
+//! because the file may supply it: each command checks what it needs.
+
+use super::bench::BenchArgs;
+use super::chat::ChatArgs;
+use super::eval::EvalArgs;
+use super::failure::Failure;
+use super::generate::GenerateArgs;
+use super::info::InfoArgs;
+use super::terminal::Log;
+use crate::error::{Error, Result};
+use crate::model::llama::KvType;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Help of a command in few lines: what it does, usage, flags, an example.
+pub const HELP: &str = "{about}\n\nUsage: {usage}\n\n{positionals}\n{options}\n{after-help}";
+/// Help of a command that has commands of its own.
+pub const HELP_OF_GROUP: &str = "{about}\n\nUsage: {usage}\n\n{subcommands}\n{after-help}";
+
+/// Everything after `puna`.
+#[derive(Debug, Parser)]
+#[command(name = "puna", version, about = "A LLaMA engine for CPUs")]
+#[command(help_template = HELP_OF_GROUP, override_usage = "puna COMMAND [MODEL] [flags]")]
+#[command(max_term_width = 100, disable_help_subcommand = true)]
+#[command(after_help = "`puna COMMAND --help` shows a command's flags and an example.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show a model, the memory it needs, or this machine
+    Info(InfoArgs),
+    /// Continue a text, or answer a data set
+    Generate(Box<GenerateArgs>),
+    /// Talk with a model in the terminal
+    Chat(Box<ChatArgs>),
+    /// Score a model on a text
+    Eval(EvalArgs),
+    /// Measure prompt and token speed
+    Bench(BenchArgs),
+}
+
+/// Flags of every command.
+#[derive(Args, Clone, Debug)]
+pub struct Common {
+    /// auto, cpu or cuda[:N]
+    #[arg(long, value_name = "D", default_value = "auto", hide_default_value = true)]
+    pub device: Device,
+    /// Seed of everything random [default: 0]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub seed: u64,
+    /// Result as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// No warnings, no progress
+    #[arg(long)]
+    pub quiet: bool,
+    /// More detail on stderr
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Flags from a .json or .yaml file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+impl Common {
+    /// How loud to be on stderr.
+    pub fn log(&self) -> Log {
+        Log { quiet: self.quiet, verbose: self.verbose }
+    }
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The best there is: in this build, the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device by its number.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Device, String> {
+        match text {
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|number| number.parse().ok())
+                .map(Device::Cuda)
+                .ok_or_else(|| "wanted auto, cpu or cuda[:N]".to_owned()),
+        }
+    }
+}
+
+impl Device {
+    /// Refuses a device that this build cannot use.
+    ///
+    /// # Errors
+    /// For CUDA.
+    pub fn check(self) -> Result<()> {
+        match self {
+            Device::Auto | Device::Cpu => Ok(()),
+            Device::Cuda(number) => Err(Error::Device {
+                wanted: format!("cuda:{number}"),
+                why: "this build computes on the CPU only".into(),
+            }),
+        }
+    }
+}
+
+/// Storage of keys and values, as a flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvTypeFlag {
+    /// Half precision.
+    #[value(name = "f16")]
+    F16,
+    /// bfloat16.
+    #[value(name = "bf16")]
+    Bf16,
+    /// Single precision.
+    #[value(name = "f32")]
+    F32,
+    /// 8-bit blocks of 32 with a scale.
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+/// The model and how it computes.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// Directory with config.json, or .gguf file
+    pub model: Option<PathBuf>,
+    /// Cache: f16, bf16, f32, q8_0 [default: f16]
+    #[arg(long, value_name = "T", hide_possible_values = true)]
+    pub kv_type: Option<KvTypeFlag>,
+    /// Quantised weights times f32 activations
+    #[arg(long)]
+    pub exact: bool,
+}
+
+impl ModelArgs {
+    /// Storage of keys and values: as told, else f32 with `--exact`, else `usual`.
+    pub fn kv(&self, usual: KvType) -> KvType {
+        match self.kv_type {
+            Some(KvTypeFlag::F16) => KvType::F16,
+            Some(KvTypeFlag::Bf16) => KvType::Bf16,
+            Some(KvTypeFlag::F32) => KvType::F32,
+            Some(KvTypeFlag::Q8_0) => KvType::Q8_0,
+            None if self.exact => KvType::F32,
+            None => usual,
+        }
+    }
+}
+
+/// How many threads compute.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Threads {
+    /// Threads [default: physical cores]
+    #[arg(short, long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+}
+
+impl Threads {
+    /// As told, else one for each physical core.
+    pub fn count(self) -> usize {
+        self.threads.unwrap_or_else(super::machine::physical_cores)
+    }
+}
+
+/// The path of the model.
+///
+/// # Errors
+/// Where none is named, or the built-in one.
+pub fn model_path(model: Option<&Path>) -> Result<&Path, Failure> {
+    let missing = |what: &str| {
+        let message = format!("{what}: name a directory or .gguf");
+        Failure::Usage(message, Some("puna info PATH shows whether a model can be used".into()))
+    };
+    match model {
+        None => Err(missing("no model named; the built-in model is not in this build yet")),
+        Some(path) if path == Path::new("builtin") => {
+            Err(missing("the built-in model is not in this build yet"))
+        }
+        Some(path) => Ok(path),
+    }
+}
+
+/// How tokens are chosen and when a text ends.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Sampling {
+    /// 0: greedy [default: the model's, else 0]
+    #[arg(long, value_name = "X")]
+    pub temperature: Option<f32>,
+    /// Draw from the K most likely tokens; 0: all
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Draw from the likeliest with this probability
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// Drop tokens below this part of the likeliest
+    #[arg(long, value_name = "P")]
+    pub min_p: Option<f32>,
+    /// Make repeated tokens less likely; 1: off
+    #[arg(long, value_name = "X")]
+    pub repetition_penalty: Option<f32>,
+    /// End before this text (may be repeated)
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// Most tokens to write
+    #[arg(long, value_name = "N")]
+    pub max_new_tokens: Option<usize>,
+    /// Go on past the end token
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+/// Reads a number of at least 1.
+pub fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("wanted a whole number of at least 1".to_owned()),
+        Ok(number) => Ok(number),
+    }
+}
+
+/// Reads `1,2,3` or `@FILE.json`, a JSON array of token ids.
+///
+/// # Errors
+/// A file that cannot be read, or anything but token ids.
+pub fn token_ids(text: &str) -> Result<Vec<u32>> {
+    let Some(file) = text.strip_prefix('@') else {
+        let id = |part: &str| {
+            let found = part.trim();
+            let why = "wanted ids as in 1,2,3, or @FILE.json";
+            found.parse().map_err(|_| Error::config("tokens", format!("\"{found}\""), why))
+        };
+        return text.split(',').map(id).collect();
+    };
+    let bytes = std::fs::read(file).map_err(|source| Error::io(file, source))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Error::format(file, format!("{error}; wanted an array of token ids")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices() {
+        assert_eq!("cuda:3".parse(), Ok(Device::Cuda(3)));
+        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+        assert!("gpu".parse::<Device>().is_err() && "cuda:x".parse::<Device>().is_err());
+        assert!(Device::Auto.check().is_ok() && Device::Cpu.check().is_ok());
+        let error = Device::Cuda(1).check().unwrap_err().to_string();
+        assert_eq!(error, "device cuda:1: this build computes on the CPU only");
+    }
+
+    #[test]
+    fn token_lists() {
+        assert_eq!(token_ids("1, 2,30").unwrap(), [1, 2, 30]);
+        for bad in ["", "1,,2", "a", "-1", "1.5"] {
+            assert!(token_ids(bad).is_err(), "{bad}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ids.json");
+        std::fs::write(&file, "[4, 5]").unwrap();
+        let name = format!("@{}", file.display());
+        assert_eq!(token_ids(&name).unwrap(), [4, 5]);
+        std::fs::write(&file, "[4, -5]").unwrap();
+        let error = token_ids(&name).unwrap_err().to_string();
+        assert!(error.contains("ids.json") && error.contains("wanted an array"), "{error}");
+        assert!(matches!(token_ids("@/no/such/file"), Err(Error::Io { .. })));
+    }
+
+    #[test]
+    fn a_model_must_be_named() {
+        for none in [None, Some(Path::new("builtin"))] {
+            let failure = model_path(none).unwrap_err();
+            assert_eq!(failure.status(), 2);
+            assert!(failure.lines()[0].contains("built-in model is not in this build"));
+        }
+        assert_eq!(model_path(Some(Path::new("x"))).unwrap(), Path::new("x"));
+    }
+}

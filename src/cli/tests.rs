@@ -1,0 +1,94 @@
+//! The command line as a whole: its definition, its help and its refusals.
+
+use super::*;
+
+fn run_words(words: &[&str]) -> Result<(), Failure> {
+    run(std::iter::once("puna").chain(words.iter().copied()).map(Into::into).collect())
+}
+
+fn lines(words: &[&str]) -> (u8, Vec<String>) {
+    match run_words(words) {
+        Ok(()) => (0, vec![]),
+        Err(failure) => (failure.status(), failure.lines()),
+    }
+}
+
+#[test]
+fn the_definition_is_sound() {
+    Cli::command().debug_assert();
+}
+
+/// Help of a command as a terminal of 80 columns shows it.
+fn help(path: &[&str]) -> String {
+    let mut command = Cli::command().term_width(80);
+    let words = std::iter::once("puna").chain(path.iter().copied()).chain(["--help"]);
+    match command.try_get_matches_from_mut(words) {
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => error.render().to_string(),
+        other => format!("no help: {other:?}"),
+    }
+}
+
+#[test]
+fn every_help_fits_a_screen_and_shows_an_example() {
+    let cases: [(&[&str], usize); 7] = [
+        (&[], 24),
+        (&["info"], 24),
+        (&["generate"], 40),
+        (&["chat"], 32),
+        (&["eval"], 24),
+        (&["eval", "nll"], 24),
+        (&["bench"], 24),
+    ];
+    let mut failures = vec![];
+    for (path, most) in cases {
+        let text = help(path);
+        let n_lines = text.trim_end().lines().count();
+        let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+        let example = path.is_empty() || text.contains("Example: puna ");
+        if n_lines > most || widest > 80 || !example || !text.contains("Usage: puna") {
+            failures.push(format!("{path:?}: {n_lines} lines of {widest}\n{text}"));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(WELCOME.lines().count() <= 24);
+}
+
+#[test]
+fn wrong_usage_is_one_line_and_a_hint_with_status_2() {
+    let cases: [(&[&str], &str, &str); 8] = [
+        (&["generat"], "unrecognized subcommand 'generat'", "did you mean generate?"),
+        (&["generate", "m", "--tempratur", "1"], "'--tempratur'", "did you mean --temperature?"),
+        (&["generate", "-p", "x"], "no model named", "puna info PATH"),
+        (&["chat", "builtin"], "the built-in model is not in this build yet", "puna info PATH"),
+        (&["info"], "no model named", "puna info PATH"),
+        (&["eval"], "a command is missing", "--help"),
+        (&["bench", "m", "-p", "0", "-n", "0"], "nothing to measure", "-p and -n"),
+        (&["info", "--device", "gpu", "m"], "wanted auto, cpu or cuda[:N]", "--help"),
+    ];
+    for (words, message, hint) in cases {
+        let (status, lines) = lines(words);
+        assert_eq!(status, 2, "{words:?}: {lines:?}");
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(lines[0].starts_with("error: ") && lines[0].contains(message), "{lines:?}");
+        assert!(lines[1].starts_with("hint: ") && lines[1].contains(hint), "{lines:?}");
+    }
+}
+
+#[test]
+fn failures_have_status_1_and_name_the_thing() {
+    let (status, lines) = lines(&["generate", "/no/such/model", "-p", "x"]);
+    assert_eq!(status, 1);
+    assert!(lines[0].contains("/no/such/model"), "{lines:?}");
+    let (status, lines) = self::lines(&["bench", "/no/such/model", "--device", "cuda:1"]);
+    assert_eq!(status, 1);
+    assert!(lines[0].contains("device cuda:1"), "{lines:?}");
+}
+
+#[test]
+fn flags_that_do_not_work_yet_do_not_exist() {
+    for flag in ["--adapter", "--draft", "--draft-tokens", "--prompt-lookup"] {
+        let (status, lines) = lines(&["generate", "m", "-p", "x", flag, "1"]);
+        assert_eq!(status, 2);
+        assert!(lines[0].contains("unexpected argument"), "{lines:?}");
+    }
+}

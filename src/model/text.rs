@@ -1,0 +1,43 @@
+//! The tokenizer and chat template of a checkpoint.
+
+use crate::error::Result;
+use crate::model::checkpoint::Checkpoint;
+use crate::text::{GgufVocab, TextParts};
+
+/// Files of which at least one makes a Hugging Face directory one with a tokenizer.
+const TOKENIZER_FILES: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
+
+/// Tokenizer and chat template; `None` where the checkpoint has no tokenizer.
+///
+/// # Errors
+/// When a tokenizer is there but cannot be used.
+pub fn text_parts(checkpoint: &Checkpoint) -> Result<Option<TextParts>> {
+    if checkpoint.gguf.is_some() {
+        let Some(vocab) = checkpoint.gguf_tokenizer()? else { return Ok(None) };
+        return TextParts::from_gguf(&GgufVocab {
+            model: vocab.model,
+            pre: vocab.pre,
+            tokens: vocab.tokens,
+            scores: vocab.scores,
+            token_types: vocab.token_types,
+            merges: vocab.merges,
+            bos_id: vocab.bos_id,
+            eos_id: vocab.eos_id,
+            unk_id: vocab.unk_id,
+            pad_id: vocab.pad_id,
+            add_bos: vocab.add_bos,
+            add_eos: vocab.add_eos,
+            add_space_prefix: vocab.add_space_prefix,
+            chat_template: vocab.chat_template,
+        })
+        .map(Some);
+    }
+    let dir = &checkpoint.path;
+    if !TOKENIZER_FILES.iter().any(|file| dir.join(file).exists()) {
+        return Ok(None);
+    }
+    let mut parts = TextParts::from_hf_dir(dir)?;
+    let eos = checkpoint.config.eos_ids.first().copied();
+    parts.tokenizer.fill_ids(checkpoint.config.bos_id, eos);
+    Ok(Some(parts))
+}
