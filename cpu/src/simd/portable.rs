@@ -1,6 +1,6 @@
 //! Eight lanes in plain Rust, in loops that a compiler vectorises.
 
-use super::Vector;
+use super::{Kernel, Vector};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -18,6 +18,11 @@ fn each(f: impl Fn(usize) -> f32) -> F32x8 {
 }
 
 impl Vector for F32x8 {
+    #[inline(always)]
+    fn enter<K: Kernel>(kernel: K) -> K::Out {
+        super::run_portable(kernel)
+    }
+
     const LANES: usize = 8;
     const TILE_ROWS: usize = 4;
 
