@@ -75,8 +75,7 @@ pub fn compare(got: &[f32], want: &[f64], tol: impl Fn(usize) -> f64) -> Result<
     let mut message = String::new();
     for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
         let far = (f64::from(g) - w).abs();
-        // Written so that a NaN fails.
-        if !(far <= tol(i)) {
+        if far.is_nan() || far > tol(i) {
             failures += 1;
             if failures <= 10 {
                 message += &format!("\n  [{i}] got {g:e}, want {w:e}, tolerance {:e}", tol(i));

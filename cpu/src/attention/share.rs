@@ -1,7 +1,7 @@
 //! What one member of the team does: its items of rows and chunks, and the merging of chunks.
 
 use super::format::Format;
-use super::tile::{Stat, Tile, merge};
+use super::tile::{Merge, Stat, Tile};
 use super::{AttentionArgs, CHUNK, TILES};
 use crate::isa::{Isa, Level};
 use crate::simd::{Kernel, Vector, get, put};
@@ -318,14 +318,7 @@ impl<V: Vector, F: Format> Work<'_, V, F> {
         // SAFETY: kv is one head of the cache that the plan's sizes come from; every visible
         // position is below first_pos + tokens, which `Plan::new` holds to the capacity, and
         // `KvLayer::new` makes that a multiple of 64.
-        unsafe {
-            match n {
-                1 => job.run::<V, F, 1>(kv, start),
-                2 => job.run::<V, F, 2>(kv, start),
-                3 | 4 => job.run::<V, F, 4>(kv, start),
-                _ => job.run::<V, F, 8>(kv, start),
-            }
-        }
+        unsafe { job.run::<V, F>(kv, start) };
         stats
     }
 }
@@ -338,7 +331,7 @@ fn take<V: Vector>(total: &mut Option<Stat>, sums: &mut [f32], part: Stat, o: &[
             sums.copy_from_slice(o);
             *total = Some(part);
         }
-        Some(total) => merge::<V>(total, sums, part, o),
+        Some(total) => *total = V::enter(Merge { total: *total, sums, part, o }),
     }
 }
 

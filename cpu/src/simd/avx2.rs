@@ -1,6 +1,6 @@
 //! Eight lanes of AVX2, FMA and F16C.
 
-use super::Vector;
+use super::{Kernel, Vector};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -86,6 +86,12 @@ fn zip(even: __m256, odd: __m256) -> (__m256, __m256) {
 }
 
 impl Vector for F32x8 {
+    #[inline(always)]
+    fn enter<K: Kernel>(kernel: K) -> K::Out {
+        // SAFETY: see the type.
+        unsafe { super::run_avx2(kernel) }
+    }
+
     const LANES: usize = 8;
     const TILE_ROWS: usize = 4;
 

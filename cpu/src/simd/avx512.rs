@@ -1,6 +1,6 @@
 //! Sixteen lanes of AVX-512 F, BW, VL and DQ.
 
-use super::{Vector, avx2};
+use super::{Kernel, Vector, avx2};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -66,6 +66,12 @@ const LOWER: [i32; 16] = [0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 const UPPER: [i32; 16] = [8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31];
 
 impl Vector for F32x16 {
+    #[inline(always)]
+    fn enter<K: Kernel>(kernel: K) -> K::Out {
+        // SAFETY: see the type.
+        unsafe { super::run_avx512(kernel) }
+    }
+
     const LANES: usize = 16;
     const TILE_ROWS: usize = 8;
 

@@ -24,6 +24,10 @@ use std::ops::Range;
 ///
 /// Loads and stores take pointers of any alignment. Reductions combine lanes in a fixed order.
 pub(crate) trait Vector: Copy {
+    /// Runs a part of a kernel as a function of its own, never inlined: for register tiles, which
+    /// the compiler allocates better, and far faster, one by one.
+    fn enter<K: Kernel>(kernel: K) -> K::Out;
+
     /// Number of lanes: a divisor of 16.
     const LANES: usize;
     /// How many rows a register tile of the attention kernel holds at most: 8 or 4.
@@ -92,7 +96,7 @@ pub(crate) trait Kernel {
 /// Runs `kernel` with the vectors of `isa`.
 pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
     match isa.level() {
-        Level::Portable => kernel.run::<portable::F32x8>(),
+        Level::Portable => run_portable(kernel),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` of this level exists only where detection found its features.
         Level::Avx2 => unsafe { run_avx2(kernel) },
@@ -100,18 +104,25 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
         // SAFETY: an `Isa` of this level exists only where detection found its features.
         Level::Avx512 => unsafe { run_avx512(kernel) },
         #[cfg(not(target_arch = "x86_64"))]
-        _ => kernel.run::<portable::F32x8>(),
+        _ => run_portable(kernel),
     }
+}
+
+#[inline(never)]
+fn run_portable<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run::<portable::F32x8>()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
 fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
     kernel.run::<avx2::F32x8>()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[inline(never)]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Out {
     kernel.run::<avx512::F32x16>()
 }

@@ -1,6 +1,6 @@
 //! Eight lanes in plain Rust, in loops that a compiler vectorises.
 
-use super::Vector;
+use super::{Kernel, Vector};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -17,7 +17,23 @@ fn each(f: impl Fn(usize) -> f32) -> F32x8 {
     F32x8(out)
 }
 
+/// Exponent and fraction moved to their places in an f32, then scaled by the difference of the
+/// exponents' biases, 2^112: exact, subnormals included, and without a branch.
+#[inline(always)]
+fn widen_f16(bits: u16) -> f32 {
+    let bits = u32::from(bits);
+    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((112 + 127) << 23);
+    // The largest exponent stands for infinities and NaN.
+    let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
+}
+
 impl Vector for F32x8 {
+    #[inline(always)]
+    fn enter<K: Kernel>(kernel: K) -> K::Out {
+        super::run_portable(kernel)
+    }
+
     const LANES: usize = 8;
     const TILE_ROWS: usize = 4;
 
@@ -39,7 +55,7 @@ impl Vector for F32x8 {
     unsafe fn load_f16(p: *const f16) -> Self {
         // SAFETY: the caller gives 8 readable elements.
         let x = unsafe { p.cast::<[f16; 8]>().read_unaligned() };
-        each(|i| x[i].to_f32_const())
+        each(|i| widen_f16(x[i].to_bits()))
     }
     #[inline(always)]
     unsafe fn store_f16(self, p: *mut f16) {
