@@ -143,10 +143,10 @@ fn decoding(decoder: &Value) -> Result<Decoding, String> {
         }
         _ => single,
     };
-    if let [step] = steps {
-        if kind(step) == "ByteLevel" {
-            return Ok(Decoding::ByteLevel);
-        }
+    if let [step] = steps
+        && kind(step) == "ByteLevel"
+    {
+        return Ok(Decoding::ByteLevel);
     }
     let (mut bytes, mut strip, mut spaces) = (false, 0, false);
     for step in steps {

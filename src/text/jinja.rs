@@ -211,7 +211,7 @@ fn strftime(format: &str, unix_s: u64) -> String {
     let days = unix_s / 86_400;
     let second = unix_s % 86_400;
     let (mut year, mut day_of_year) = (1970u64, days);
-    let leap = |y: u64| y % 4 == 0 && (y % 100 != 0 || y % 400 == 0);
+    let leap = |y: u64| y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400));
     while day_of_year >= 365 + u64::from(leap(year)) {
         day_of_year -= 365 + u64::from(leap(year));
         year += 1;

@@ -61,10 +61,10 @@ impl Marks {
     pub(super) fn at(&self, bytes: &[u8], parse_special: bool) -> Option<(u32, usize)> {
         let first = *bytes.first()?;
         for &len in &self.lengths[usize::from(first)] {
-            if let Some(mark) = bytes.get(..len).and_then(|head| self.by_text.get(head)) {
-                if parse_special || !mark.special {
-                    return Some((mark.id, len));
-                }
+            if let Some(mark) = bytes.get(..len).and_then(|head| self.by_text.get(head))
+                && (parse_special || !mark.special)
+            {
+                return Some((mark.id, len));
             }
         }
         None

@@ -121,12 +121,11 @@ impl Preset {
                 Some(system) => fill(parts, &(system + content), &mut atoms),
                 None => fill(parts, content, &mut atoms),
             }
-            if std::mem::take(&mut first_newline) {
-                if let Some(Atom::Text(text)) = atoms.get_mut(at) {
-                    if text.starts_with('\n') {
-                        text.remove(0);
-                    }
-                }
+            if std::mem::take(&mut first_newline)
+                && let Some(Atom::Text(text)) = atoms.get_mut(at)
+                && text.starts_with('\n')
+            {
+                text.remove(0);
             }
             match halves.last_mut() {
                 // What a function call and its answer say belongs to the masked half before it.

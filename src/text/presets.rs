@@ -129,7 +129,7 @@ const QWEN_HEAD: &str = r"{%- set first = messages[0] %}
 {%- if first.role == 'system' %}{{ first.content }}{% else %}{{ '";
 const QWEN_TAIL: &str = r"' }}{% endif %}
 {{- '<|im_end|>\n' }}
-{%- for message in messages if not (loop.first and message.role == 'system') %}
+{%- for message in (messages[1:] if first.role == 'system' else messages) %}
 {{- '<|im_start|>' ~ message.role ~ '\n' }}
 {%- if message.role == 'assistant' %}{% generation %}{{ message.content ~ '<|im_end|>\n' }}{% endgeneration %}
 {%- else %}{{ message.content ~ '<|im_end|>\n' }}{% endif %}

@@ -90,10 +90,11 @@ impl Tokenizer {
     fn find_ends(&mut self) {
         let mut ends: Vec<u32> = self.specials.eos.into_iter().collect();
         for token in END_TOKENS {
-            if let Some(id) = self.token_to_id(token) {
-                if !ends.contains(&id) && self.is_special(id) {
-                    ends.push(id);
-                }
+            if let Some(id) = self.token_to_id(token)
+                && !ends.contains(&id)
+                && self.is_special(id)
+            {
+                ends.push(id);
             }
         }
         self.ends = ends;
