@@ -15,9 +15,11 @@ use crate::error::{Error, Result};
 use crate::infer::Percentiles;
 use crate::infer::timing::per_second;
 use crate::model::llama::{KvCache, KvType, LogitsFor, Model, Segment, Workspace};
+use crate::model::shapes;
 use crate::rng::Rng;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -32,6 +34,15 @@ pub struct BenchArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Instead of MODEL: random weights of a shape, e.g. tinyllama-1.1b
+    #[arg(long, value_name = "NAME")]
+    pub shape: Option<String>,
+    /// Their type [default: Q4_0]
+    #[arg(long = "type", value_name = "T")]
+    pub r#type: Option<String>,
+    /// Keep that model as a GGUF file
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
     /// Prompt lengths; 0: none [default: 512]
     #[arg(short = 'p', long, value_name = "N[,N]", value_delimiter = ',')]
     pub n_prompt: Vec<usize>,
@@ -108,6 +119,12 @@ struct Outcome {
 /// # Errors
 /// Wrong usage, and what loading and computing return.
 pub fn run(args: &BenchArgs) -> Result<(), Failure> {
+    let made = make_model(args)?;
+    let mut args = args.clone();
+    if let Some(file) = &made {
+        args.model.model = Some(file.path.clone());
+    }
+    let args = &args;
     let tests = plan(args);
     if tests.is_empty() {
         let hint = "-p and -n are both 0".to_owned();
@@ -155,6 +172,49 @@ pub fn run(args: &BenchArgs) -> Result<(), Failure> {
         print_line(&head.to_string())?;
     }
     Ok(())
+}
+
+/// A model made for this run; removed with it unless it was to be kept.
+struct MadeModel {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Drop for MadeModel {
+    fn drop(&mut self) {
+        if !self.keep {
+            // A file that somebody else removed is as gone as it should be.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Writes the random model that `--shape` asks for.
+fn make_model(args: &BenchArgs) -> Result<Option<MadeModel>, Failure> {
+    let Some(name) = &args.shape else {
+        let without = |flag: &str| Failure::Usage(format!("{flag} without --shape"), None);
+        return match (&args.save, &args.r#type) {
+            (Some(_), _) => Err(without("--save")),
+            (_, Some(_)) => Err(without("--type")),
+            _ => Ok(None),
+        };
+    };
+    if args.model.model.is_some() {
+        return Err(Failure::Usage("both MODEL and --shape are given".into(), None));
+    }
+    let shape = shapes::named(name)?;
+    let type_name = args.r#type.as_deref().unwrap_or("Q4_0");
+    let dtype = shapes::dtype_named(type_name)?;
+    let path = args.save.clone().unwrap_or_else(|| {
+        let file = format!("puna-{}-{name}-{type_name}.gguf", std::process::id());
+        std::env::temp_dir().join(file)
+    });
+    args.common
+        .log()
+        .remark(format!("writing {name} with random {type_name} weights: {}", path.display()));
+    let made = MadeModel { path, keep: args.save.is_some() };
+    shape.save(&made.path, dtype, args.common.seed)?;
+    Ok(Some(made))
 }
 
 /// The tests in llama-bench's order: at each depth the prompts, then the tokens.

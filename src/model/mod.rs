@@ -6,5 +6,6 @@ pub mod kv_cache;
 pub mod llama;
 pub mod names;
 pub mod rope;
+pub mod shapes;
 pub mod text;
 pub mod weights;
