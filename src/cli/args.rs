@@ -144,7 +144,7 @@ pub enum KvTypeFlag {
 pub struct ModelArgs {
     /// Hugging Face directory or .gguf file
     pub model: Option<PathBuf>,
-    /// Cache: f16, bf16, f32, q8_0 [default: f16]
+    /// Cache type: f16, bf16, f32 or q8_0
     #[arg(long, value_name = "T", hide_possible_values = true)]
     pub kv_type: Option<KvTypeFlag>,
     /// Quantised weights times f32 activations
