@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Help of a command in few lines: what it does, usage, flags, an example.
-pub const HELP: &str = "{about}\n\nUsage: {usage}\n\n{positionals}\n{options}\n{after-help}";
+pub const HELP: &str = "{about}\n\nUsage: {usage}\n\n{positionals}\n{options}{after-help}";
 /// Help of a command that has commands of its own.
 pub const HELP_OF_GROUP: &str = "{about}\n\nUsage: {usage}\n\n{subcommands}\n{after-help}";
 
@@ -142,9 +142,9 @@ pub enum KvTypeFlag {
 /// The model and how it computes.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// Directory with config.json, or .gguf file
+    /// Hugging Face directory or .gguf file
     pub model: Option<PathBuf>,
-    /// Cache: f16, bf16, f32, q8_0 [default: f16]
+    /// Cache type: f16, bf16, f32 or q8_0
     #[arg(long, value_name = "T", hide_possible_values = true)]
     pub kv_type: Option<KvTypeFlag>,
     /// Quantised weights times f32 activations
@@ -205,13 +205,13 @@ pub struct Sampling {
     /// 0: greedy [default: the model's, else 0]
     #[arg(long, value_name = "X")]
     pub temperature: Option<f32>,
-    /// Draw from the K most likely tokens; 0: all
+    /// Draw from the K likeliest; 0: all
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
-    /// Draw from the likeliest with this probability
+    /// Draw from the likeliest worth P together
     #[arg(long, value_name = "P")]
     pub top_p: Option<f32>,
-    /// Drop tokens below this part of the likeliest
+    /// Drop what is below P of the likeliest
     #[arg(long, value_name = "P")]
     pub min_p: Option<f32>,
     /// Make repeated tokens less likely; 1: off

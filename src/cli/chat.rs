@@ -50,9 +50,9 @@ pub struct ChatArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
     /// Preset in place of the model's template
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "T")]
     pub conversation_template: Option<String>,
-    /// Positions of the context [default: at most 4096]
+    /// Context size [default: at most 4096]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub ctx: Option<usize>,
     /// Print every prompt's ids on stderr

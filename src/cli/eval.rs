@@ -48,7 +48,7 @@ pub struct NllArgs {
     /// What to score.
     #[command(flatten)]
     pub source: TextSource,
-    /// Tokens of a window [default: the model's, at most 2048]
+    /// Window [default: the model's, to 2048]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub window: Option<usize>,
     /// From window to window [default: half of it]

@@ -37,22 +37,22 @@ pub struct GenerateArgs {
     /// Where the answers to --dataset go (JSON)
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Prompt is the user's message in a chat
+    /// Prompt is a user message in a chat
     #[arg(long)]
     pub chat: bool,
     /// System text of that chat
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
     /// Preset in place of the model's template
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "T")]
     pub conversation_template: Option<String>,
-    /// Sequences from the one prompt [default: 1]
+    /// Sequences from the prompt [default: 1]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub n: Option<usize>,
-    /// Log-probabilities of the K likeliest (--json)
+    /// With --json: K likeliest at each token
     #[arg(long, value_name = "K")]
     pub logprobs: Option<usize>,
-    /// Positions of the context [default: as needed]
+    /// Context size [default: as needed]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub ctx: Option<usize>,
     /// Print the prompt's ids on stderr

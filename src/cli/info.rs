@@ -20,7 +20,7 @@ const CONTEXTS: [usize; 2] = [2048, 8192];
 #[command(help_template = HELP, override_usage = "puna info MODEL | puna info --machine")]
 #[command(after_help = "Example: puna info smollm2.gguf")]
 pub struct InfoArgs {
-    /// Directory with config.json, or .gguf file
+    /// Hugging Face directory or .gguf file
     pub model: Option<PathBuf>,
     /// Processor, instruction sets, caches, memory
     #[arg(long)]
