@@ -3,6 +3,7 @@
 
 use super::{Chunk, Dense};
 use crate::team::SharedMut;
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// Output rows of a tile.
@@ -74,7 +75,67 @@ unsafe fn tiles<const T: u8>(out: &SharedMut<'_, f32>, chunk: &Chunk<'_>) {
     }
 }
 
+/// Bytes and inputs that one step of a type takes: a vector of weights.
+const fn step_of(t: u8) -> (usize, usize) {
+    match t {
+        F32 => (64, 16),
+        BF16_PAIRS => (64, 32),
+        _ => (32, 16),
+    }
+}
+
+/// One step of a tile: a vector of each weight row times the same inputs of each activation row;
+/// `n` of the step's inputs exist.
+///
+/// # Safety
+/// The features of `T`; the addresses hold `n` inputs.
+#[inline(always)]
+unsafe fn step<const T: u8, const N: usize, const M: usize>(
+    acc: &mut [[__m512; N]; M],
+    w: [*const u8; N],
+    x: [*const u8; M],
+    n: usize,
+) {
+    // SAFETY: masked loads touch only the inputs that exist; the rest by the caller's contract.
+    unsafe {
+        if T == BF16_PAIRS {
+            let mask = ((1u64 << n) - 1) as u32;
+            let load = |p: *const u8| _mm512_maskz_loadu_epi16(mask, p.cast());
+            let w = w.map(load);
+            for m in 0..M {
+                let x = load(x[m]);
+                for c in 0..N {
+                    acc[m][c] = _mm512_dpbf16_ps(
+                        acc[m][c],
+                        std::mem::transmute::<__m512i, __m512bh>(w[c]),
+                        std::mem::transmute::<__m512i, __m512bh>(x),
+                    );
+                }
+            }
+        } else {
+            let mask = ((1u32 << n) - 1) as u16;
+            let w = w.map(|p| match T {
+                F32 => _mm512_maskz_loadu_ps(mask, p.cast()),
+                F16 => _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p.cast())),
+                _ => {
+                    let half = _mm256_maskz_loadu_epi16(mask, p.cast());
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+                }
+            });
+            for m in 0..M {
+                let x = _mm512_maskz_loadu_ps(mask, x[m].cast());
+                for c in 0..N {
+                    acc[m][c] = _mm512_fmadd_ps(w[c], x, acc[m][c]);
+                }
+            }
+        }
+    }
+}
+
 /// `N` output rows from `n`, `M` activation rows from `m`.
+///
+/// # Safety
+/// The features of `T`; no other thread uses these elements of `out`.
 #[inline(always)]
 unsafe fn tile<const T: u8, const N: usize, const M: usize>(
     out: &SharedMut<'_, f32>,
@@ -82,67 +143,42 @@ unsafe fn tile<const T: u8, const N: usize, const M: usize>(
     n: usize,
     m: usize,
 ) {
+    let (bytes, inputs) = step_of(T);
+    let x_bytes = if T == BF16_PAIRS { 2 } else { 4 };
     let w: [*const u8; N] = std::array::from_fn(|i| chunk.weights(n + i));
+    let x: [*const u8; M] = std::array::from_fn(|j| {
+        if T == BF16_PAIRS { chunk.x_bf16(m + j).cast() } else { chunk.x(m + j).cast() }
+    });
     // SAFETY: all addresses below are within `len` inputs of a row; features by the callers.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); N]; M];
-        if T == BF16_PAIRS {
-            const STEP: usize = 32;
-            let x: [*const half::bf16; M] = std::array::from_fn(|j| chunk.x_bf16(m + j));
-            let mut step = |i: usize, mask: __mmask32| {
-                let load = |p: *const u8| _mm512_maskz_loadu_epi16(mask, p.cast());
-                let mut wv = [_mm512_setzero_si512(); N];
-                for (v, w) in wv.iter_mut().zip(w) {
-                    *v = load(w.add(2 * i));
-                }
-                for j in 0..M {
-                    let xv = load(x[j].add(i).cast());
-                    for c in 0..N {
-                        acc[j][c] = _mm512_dpbf16_ps(
-                            acc[j][c],
-                            std::mem::transmute::<__m512i, __m512bh>(wv[c]),
-                            std::mem::transmute::<__m512i, __m512bh>(xv),
-                        );
-                    }
-                }
-            };
-            let whole = chunk.len / STEP * STEP;
-            for i in (0..whole).step_by(STEP) {
-                step(i, !0);
+        let whole = chunk.len / inputs;
+        let mut done = 0;
+        if let Some(full) = as_full(&mut acc)
+            && T != BF16
+        {
+            let strides = [chunk.w.k * chunk.w.dtype.bytes(), chunk.w.k * x_bytes];
+            match T {
+                F32 => full_tile_f32(full, w[0], x[0], strides, whole),
+                F16 => full_tile_f16(full, w[0], x[0], strides, whole),
+                _ => full_tile_bf16(full, w[0], x[0], strides, whole),
             }
-            if whole < chunk.len {
-                step(whole, (1u32 << (chunk.len - whole)) - 1);
+            done = whole;
+        }
+        // The rows of the next tile follow these in memory.
+        let next = N * chunk.w.k * chunk.w.dtype.bytes();
+        while done < whole {
+            let w = w.map(|p| p.add(done * bytes));
+            for p in w {
+                _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(next).cast());
             }
-        } else {
-            const STEP: usize = 16;
-            let x: [*const f32; M] = std::array::from_fn(|j| chunk.x(m + j));
-            let mut step = |i: usize, mask: __mmask16| {
-                let mut wv = [_mm512_setzero_ps(); N];
-                for (v, w) in wv.iter_mut().zip(w) {
-                    *v = match T {
-                        F32 => _mm512_maskz_loadu_ps(mask, w.add(4 * i).cast()),
-                        F16 => _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, w.add(2 * i).cast())),
-                        _ => {
-                            let half = _mm256_maskz_loadu_epi16(mask, w.add(2 * i).cast());
-                            let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half));
-                            _mm512_castsi512_ps(wide)
-                        }
-                    };
-                }
-                for j in 0..M {
-                    let xv = _mm512_maskz_loadu_ps(mask, x[j].add(i));
-                    for c in 0..N {
-                        acc[j][c] = _mm512_fmadd_ps(wv[c], xv, acc[j][c]);
-                    }
-                }
-            };
-            let whole = chunk.len / STEP * STEP;
-            for i in (0..whole).step_by(STEP) {
-                step(i, !0);
-            }
-            if whole < chunk.len {
-                step(whole, (1u16 << (chunk.len - whole)) - 1);
-            }
+            step::<T, N, M>(&mut acc, w, x.map(|p| p.add(done * inputs * x_bytes)), inputs);
+            done += 1;
+        }
+        if whole * inputs < chunk.len {
+            let w = w.map(|p| p.add(whole * bytes));
+            let x = x.map(|p| p.add(whole * inputs * x_bytes));
+            step::<T, N, M>(&mut acc, w, x, chunk.len - whole * inputs);
         }
         for (j, acc) in acc.iter().enumerate() {
             let mut four = [_mm512_setzero_ps(); 4];
@@ -156,6 +192,118 @@ unsafe fn tile<const T: u8, const N: usize, const M: usize>(
         }
     }
 }
+
+/// The accumulators of a whole tile, which the loops below take.
+#[inline(always)]
+fn as_full<const N2: usize, const M2: usize>(
+    acc: &mut [[__m512; N2]; M2],
+) -> Option<&mut [[__m512; N]; M]> {
+    // The same memory, if the sizes are those of a whole tile.
+    (N2 == N && M2 == M).then(|| {
+        // SAFETY: the types are equal when the sizes are.
+        unsafe { &mut *(std::ptr::from_mut(acc).cast()) }
+    })
+}
+
+/// A loop over whole vectors of four weight rows and six activation rows, with the accumulators
+/// in registers that the compiler may not move: it would load weights early and spill them.
+macro_rules! full_tile {
+    ($name:ident, $features:literal, $load:literal, $w_vector:literal, $w_bytes:literal, $multiply:literal) => {
+        /// `acc += w xᵀ` over `steps` vectors; rows of weights and activations `strides` bytes
+        /// apart.
+        ///
+        /// # Safety
+        /// The rows hold that many vectors.
+        #[target_feature(enable = $features)]
+        #[inline]
+        unsafe fn $name(
+            acc: &mut [[__m512; N]; M],
+            w: *const u8,
+            x: *const u8,
+            strides: [usize; 2],
+            steps: usize,
+        ) {
+            if steps == 0 {
+                return;
+            }
+            macro_rules! row {
+                ($x:literal, $a:literal, $b:literal, $c:literal, $d:literal) => {
+                    concat!(
+                        "vmovups {xv}, zmmword ptr [", $x, "]\n",
+                        $multiply, " {", $a, "}, {w0}, {xv}\n",
+                        $multiply, " {", $b, "}, {w1}, {xv}\n",
+                        $multiply, " {", $c, "}, {w2}, {xv}\n",
+                        $multiply, " {", $d, "}, {w3}, {xv}\n",
+                    )
+                };
+            }
+            let [a0, a1, a2, a3, a4, a5] = acc;
+            let ([a00, a01, a02, a03], [a10, a11, a12, a13]) = (a0, a1);
+            let ([a20, a21, a22, a23], [a30, a31, a32, a33]) = (a2, a3);
+            let ([a40, a41, a42, a43], [a50, a51, a52, a53]) = (a4, a5);
+            // Scratch registers need a type to get a vector's name.
+            let mut _scratch: __m512;
+            // SAFETY: reads `steps` vectors of each row, which the caller vouches for; prefetches
+            // of what lies behind are harmless.
+            unsafe {
+                asm!(
+                    "2:",
+                    concat!($load, " {w0}, ", $w_vector, " ptr [{w}]"),
+                    concat!($load, " {w1}, ", $w_vector, " ptr [{w} + {s}]"),
+                    concat!($load, " {w2}, ", $w_vector, " ptr [{w} + 2 * {s}]"),
+                    concat!($load, " {w3}, ", $w_vector, " ptr [{v}]"),
+                    "prefetcht0 [{v} + {s}]",
+                    "prefetcht0 [{v} + 2 * {s}]",
+                    "prefetcht0 [{u}]",
+                    "prefetcht0 [{v} + 4 * {s}]",
+                    row!("{x}", "a00", "a01", "a02", "a03"),
+                    row!("{x} + {t}", "a10", "a11", "a12", "a13"),
+                    row!("{x} + 2 * {t}", "a20", "a21", "a22", "a23"),
+                    row!("{y}", "a30", "a31", "a32", "a33"),
+                    row!("{y} + {t}", "a40", "a41", "a42", "a43"),
+                    row!("{y} + 2 * {t}", "a50", "a51", "a52", "a53"),
+                    concat!("add {w}, ", $w_bytes),
+                    concat!("add {v}, ", $w_bytes),
+                    concat!("add {u}, ", $w_bytes),
+                    "add {x}, 64",
+                    "add {y}, 64",
+                    "dec {steps}",
+                    "jnz 2b",
+                    w = inout(reg) w => _,
+                    v = inout(reg) w.add(3 * strides[0]) => _,
+                    u = inout(reg) w.wrapping_add(6 * strides[0]) => _,
+                    s = in(reg) strides[0],
+                    x = inout(reg) x => _,
+                    y = inout(reg) x.add(3 * strides[1]) => _,
+                    t = in(reg) strides[1],
+                    steps = inout(reg) steps => _,
+                    w0 = out(zmm_reg) _scratch,
+                    w1 = out(zmm_reg) _scratch,
+                    w2 = out(zmm_reg) _scratch,
+                    w3 = out(zmm_reg) _scratch,
+                    xv = out(zmm_reg) _scratch,
+                    a00 = inout(zmm_reg) *a00, a01 = inout(zmm_reg) *a01,
+                    a02 = inout(zmm_reg) *a02, a03 = inout(zmm_reg) *a03,
+                    a10 = inout(zmm_reg) *a10, a11 = inout(zmm_reg) *a11,
+                    a12 = inout(zmm_reg) *a12, a13 = inout(zmm_reg) *a13,
+                    a20 = inout(zmm_reg) *a20, a21 = inout(zmm_reg) *a21,
+                    a22 = inout(zmm_reg) *a22, a23 = inout(zmm_reg) *a23,
+                    a30 = inout(zmm_reg) *a30, a31 = inout(zmm_reg) *a31,
+                    a32 = inout(zmm_reg) *a32, a33 = inout(zmm_reg) *a33,
+                    a40 = inout(zmm_reg) *a40, a41 = inout(zmm_reg) *a41,
+                    a42 = inout(zmm_reg) *a42, a43 = inout(zmm_reg) *a43,
+                    a50 = inout(zmm_reg) *a50, a51 = inout(zmm_reg) *a51,
+                    a52 = inout(zmm_reg) *a52, a53 = inout(zmm_reg) *a53,
+                    options(nostack, readonly),
+                );
+            }
+        }
+    };
+}
+
+full_tile!(full_tile_f32, "avx512f", "vmovups", "zmmword", "64", "vfmadd231ps");
+full_tile!(full_tile_f16, "avx512f", "vcvtph2ps", "ymmword", "32", "vfmadd231ps");
+full_tile!(full_tile_bf16, "avx512f,avx512bf16", "vmovups", "zmmword", "64", "vdpbf16ps");
 
 /// Sums of the sixteen lanes of four vectors, each in the same tree: lane i + lane i + 8, then
 /// neighbours, then neighbours of those, then the two halves.

@@ -92,7 +92,26 @@ pub fn quantize(isa: Isa, codes: &mut [i8], meta: &mut [BlockMeta], x: &[f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
 fn quantize_avx512(codes: &mut [i8], meta: &mut [BlockMeta], x: &[f32]) {
-    quantize_plain(codes, meta, x);
+    use std::arch::x86_64::*;
+    for ((codes, meta), x) in
+        codes.chunks_exact_mut(BLOCK).zip(meta.iter_mut()).zip(x.chunks_exact(BLOCK))
+    {
+        // SAFETY: chunks of 32 values: two vectors of sixteen lanes.
+        let v = unsafe { [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16))] };
+        // As integers, magnitudes keep their order, with infinity and NaN above all numbers.
+        let magnitudes = v.map(|v| _mm512_castps_si512(_mm512_abs_ps(v)));
+        let max =
+            f32::from_bits(_mm512_reduce_max_epu32(_mm512_max_epu32(magnitudes[0], magnitudes[1])));
+        let Some((d, inverse)) = scale_of(max, codes, meta) else { continue };
+        let q = v.map(|v| _mm512_cvtps_epi32(_mm512_mul_ps(v, _mm512_set1_ps(inverse))));
+        for (h, q) in q.into_iter().enumerate() {
+            // SAFETY: sixteen codes from 16 h on lie inside the chunk.
+            unsafe {
+                _mm_storeu_si128(codes.as_mut_ptr().add(16 * h).cast(), _mm512_cvtepi32_epi8(q));
+            }
+        }
+        *meta = BlockMeta::new(d, q.map(|q| _mm512_reduce_add_epi32(q)));
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -124,20 +143,7 @@ fn quantize_plain(codes: &mut [i8], meta: &mut [BlockMeta], x: &[f32]) {
             }
             width /= 2;
         }
-        let max = lanes[0];
-        if !max.is_finite() {
-            codes.fill(0);
-            *meta = BlockMeta {
-                d: f32::NAN,
-                d_sum: [f32::NAN; 2],
-                d_sum_all: f32::NAN,
-                ..BlockMeta::default()
-            };
-            continue;
-        }
-        let d = max / 127.0;
-        // The reciprocal of a subnormal scale would overflow: such a block counts as zero.
-        let inverse = if max < 1e-35 { 0.0 } else { 127.0 / max };
+        let Some((d, inverse)) = scale_of(lanes[0], codes, meta) else { continue };
         let mut sums = [0i32; 2];
         for h in 0..2 {
             let mut sum = 0i32;
@@ -148,16 +154,40 @@ fn quantize_plain(codes: &mut [i8], meta: &mut [BlockMeta], x: &[f32]) {
             }
             sums[h] = sum;
         }
+        *meta = BlockMeta::new(d, sums);
+    }
+}
+
+impl BlockMeta {
+    fn new(d: f32, sums: [i32; 2]) -> BlockMeta {
         let all = sums[0] + sums[1];
-        *meta = BlockMeta {
+        BlockMeta {
             d,
             d_sum: [d * sums[0] as f32, d * sums[1] as f32],
             d_sum_all: d * all as f32,
             neg_sum: [-sums[0], -sums[1]],
             neg_sum_all: -all,
             unused: 0,
-        };
+        }
     }
+}
+
+/// Scale of a block with this largest magnitude, and what to multiply by for the codes. For a
+/// magnitude that is not finite the block is done: `None`.
+#[inline(always)]
+fn scale_of(max: f32, codes: &mut [i8], meta: &mut BlockMeta) -> Option<(f32, f32)> {
+    if !max.is_finite() {
+        codes.fill(0);
+        *meta = BlockMeta {
+            d: f32::NAN,
+            d_sum: [f32::NAN; 2],
+            d_sum_all: f32::NAN,
+            ..BlockMeta::default()
+        };
+        return None;
+    }
+    // The reciprocal of a subnormal scale would overflow: such a block counts as zero.
+    Some((max / 127.0, if max < 1e-35 { 0.0 } else { 127.0 / max }))
 }
 
 #[cfg(test)]

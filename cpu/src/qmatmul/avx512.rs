@@ -13,8 +13,9 @@
 //! not depend on how many rows are computed with it.
 
 use super::acts::{BlockMeta, QActs};
-use super::layout::{BLOCK, CODES, GROUPS, Layout, ROWS, SUPER, VECTOR};
+use super::layout::{BLOCK, CODES, GROUPS, Layout, ROWS, VECTOR};
 use crate::quant::BlockType;
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// Rows of activations that the few-row kernel takes at most.
@@ -183,6 +184,31 @@ impl<const B: u8> Codec<B> {
     }
 }
 
+/// How far ahead of its use a panel's stream is asked for: a memory latency's worth of lines.
+/// The machine measured here brings nothing by itself.
+const AHEAD: usize = 4096;
+
+/// Asks for the lines of the block that lies `AHEAD` bytes further in the stream; past a panel's
+/// end the next one follows.
+///
+/// # Safety
+/// None beyond SSE: a prefetch of any address is harmless.
+#[inline(always)]
+unsafe fn fetch_ahead<const B: u8>(codes: *const u8) {
+    let bytes = Codec::<B>::LAYOUT.stream_bytes();
+    for line in 0..bytes.div_ceil(VECTOR) {
+        let p = codes.wrapping_add(AHEAD + line * VECTOR);
+        // SAFETY: a hint, never a fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
+    }
+}
+
+/// The sums of a whole tile, which the six-row kernels take.
+#[inline(always)]
+fn as_six<const M: usize>(sums: &mut [[__m512i; 2]; M]) -> Option<&mut [[__m512i; 2]; TILE]> {
+    sums.as_mut_slice().try_into().ok()
+}
+
 /// Four neighbouring activations in every lane.
 ///
 /// # Safety
@@ -258,24 +284,17 @@ fn few<const B: u8, const HALVES: bool, const MINS: bool, const M: usize>(
     assert!(panel.len() >= layout.panel_bytes(n_blocks));
     let codes: [&[i8]; M] = std::array::from_fn(|m| acts.codes(first + m));
     let metas: [&[BlockMeta]; M] = std::array::from_fn(|m| acts.meta(first + m));
-    // SAFETY: the offset lies inside the panel, by the assertion above and the layout's own sum.
-    let (scales, headers) = unsafe {
-        (
-            panel.as_ptr().add(layout.scales_at(n_blocks)),
-            panel.as_ptr().add(layout.headers_at(n_blocks)),
-        )
-    };
     let shift = _mm_cvtsi32_si128(layout.offset_shift.unwrap_or(0) as i32);
     let mut acc = [_mm512_setzero_ps(); M];
     for b in 0..n_blocks {
         // SAFETY: b < n_blocks, so codes, scales and header of block b lie inside the panel, and
         // 32 codes and a meta inside each row of activations; the features are enabled here.
         unsafe {
-            let w = Codec::<B>::codes(panel.as_ptr().add(b * layout.code_bytes));
-            let (scale, min) = Codec::<B>::scales(
-                scales.add(b * layout.scale_bytes),
-                headers.add(b / SUPER * layout.header_bytes),
-            );
+            let p = panel.as_ptr();
+            let at = layout.at(n_blocks, b);
+            fetch_ahead::<B>(p.add(at.codes));
+            let w = Codec::<B>::codes(p.add(at.codes));
+            let (scale, min) = Codec::<B>::scales(p.add(at.scales), p.add(at.header));
             for m in 0..M {
                 let meta = metas[m].get_unchecked(b);
                 let a = codes[m].as_ptr().add(b * BLOCK);
@@ -377,21 +396,205 @@ fn fill<const B: u8>(scratch: &mut Scratch, panel: &[u8], which: usize, n_blocks
         // SAFETY: b < n_blocks: inside the panel and inside the scratch, by the assertions.
         unsafe {
             let p = panel.as_ptr();
-            let w = Codec::<B>::codes(p.add(b * layout.code_bytes));
+            let at = layout.at(n_blocks, b);
+            fetch_ahead::<B>(p.add(at.codes));
+            let w = Codec::<B>::codes(p.add(at.codes));
             let to = scratch.codes.as_mut_ptr().add((2 * b + which) * CODES);
             for (g, w) in w.into_iter().enumerate() {
                 _mm512_storeu_si512(to.add(g * VECTOR).cast(), w);
             }
-            let (scale, min) = Codec::<B>::scales(
-                p.add(layout.scales_at(n_blocks) + b * layout.scale_bytes),
-                p.add(layout.headers_at(n_blocks) + b / SUPER * layout.header_bytes),
-            );
+            let (scale, min) = Codec::<B>::scales(p.add(at.scales), p.add(at.header));
             let at = (2 * b + which) * 2 * ROWS;
             for h in 0..2 {
                 _mm512_storeu_ps(scratch.scales.as_mut_ptr().add(at + h * ROWS), scale[h]);
                 _mm512_storeu_ps(scratch.mins.as_mut_ptr().add(at + h * ROWS), min[h]);
             }
         }
+    }
+}
+
+/// One group for two panels: six rows of activations at `a`, `a + k`, ..., `b = a + 3k`, ...
+macro_rules! group_of_two_panels {
+    ($w:literal, $x:literal) => {
+        concat!(
+            "vmovdqu64 {w0}, zmmword ptr [{c} + ",
+            $w,
+            "]\n",
+            "vmovdqu64 {w1}, zmmword ptr [{c} + 512 + ",
+            $w,
+            "]\n",
+            "vpbroadcastd {x}, dword ptr [{a} + ",
+            $x,
+            "]\n",
+            "vpdpbusd {s00}, {w0}, {x}\n",
+            "vpdpbusd {s01}, {w1}, {x}\n",
+            "vpbroadcastd {y}, dword ptr [{a} + {k} + ",
+            $x,
+            "]\n",
+            "vpdpbusd {s10}, {w0}, {y}\n",
+            "vpdpbusd {s11}, {w1}, {y}\n",
+            "vpbroadcastd {x}, dword ptr [{a} + 2 * {k} + ",
+            $x,
+            "]\n",
+            "vpdpbusd {s20}, {w0}, {x}\n",
+            "vpdpbusd {s21}, {w1}, {x}\n",
+            "vpbroadcastd {y}, dword ptr [{b} + ",
+            $x,
+            "]\n",
+            "vpdpbusd {s30}, {w0}, {y}\n",
+            "vpdpbusd {s31}, {w1}, {y}\n",
+            "vpbroadcastd {x}, dword ptr [{b} + {k} + ",
+            $x,
+            "]\n",
+            "vpdpbusd {s40}, {w0}, {x}\n",
+            "vpdpbusd {s41}, {w1}, {x}\n",
+            "vpbroadcastd {y}, dword ptr [{b} + 2 * {k} + ",
+            $x,
+            "]\n",
+            "vpdpbusd {s50}, {w0}, {y}\n",
+            "vpdpbusd {s51}, {w1}, {y}\n",
+        )
+    };
+}
+
+/// One group of each half of a block, one panel: the halves' sums apart.
+macro_rules! group_of_two_halves {
+    ($w:literal, $x:literal) => {
+        concat!(
+            "vmovdqu64 {w0}, zmmword ptr [{c} + ",
+            $w,
+            "]\n",
+            "vmovdqu64 {w1}, zmmword ptr [{c} + 256 + ",
+            $w,
+            "]\n",
+            "vpdpbusd {s00}, {w0}, dword ptr [{a} + ",
+            $x,
+            "]{{1to16}}\n",
+            "vpdpbusd {s01}, {w1}, dword ptr [{a} + 16 + ",
+            $x,
+            "]{{1to16}}\n",
+            "vpdpbusd {s10}, {w0}, dword ptr [{a} + {k} + ",
+            $x,
+            "]{{1to16}}\n",
+            "vpdpbusd {s11}, {w1}, dword ptr [{a} + {k} + 16 + ",
+            $x,
+            "]{{1to16}}\n",
+            "vpdpbusd {s20}, {w0}, dword ptr [{a} + 2 * {k} + ",
+            $x,
+            "]{{1to16}}\n",
+            "vpdpbusd {s21}, {w1}, dword ptr [{a} + 2 * {k} + 16 + ",
+            $x,
+            "]{{1to16}}\n",
+            "vpdpbusd {s30}, {w0}, dword ptr [{b} + ",
+            $x,
+            "]{{1to16}}\n",
+            "vpdpbusd {s31}, {w1}, dword ptr [{b} + 16 + ",
+            $x,
+            "]{{1to16}}\n",
+            "vpdpbusd {s40}, {w0}, dword ptr [{b} + {k} + ",
+            $x,
+            "]{{1to16}}\n",
+            "vpdpbusd {s41}, {w1}, dword ptr [{b} + {k} + 16 + ",
+            $x,
+            "]{{1to16}}\n",
+            "vpdpbusd {s50}, {w0}, dword ptr [{b} + 2 * {k} + ",
+            $x,
+            "]{{1to16}}\n",
+            "vpdpbusd {s51}, {w1}, dword ptr [{b} + 2 * {k} + 16 + ",
+            $x,
+            "]{{1to16}}\n",
+        )
+    };
+}
+
+/// Runs groups of six rows with the sums in registers that the compiler may not move: it would
+/// otherwise load weights early and spill the accumulators of every block.
+macro_rules! six_rows {
+    ($sums:expr, $c:expr, $a:expr, $k:expr, [$($group:expr),* $(,)?] $(, $y:ident)?) => {{
+        let [[s00, s01], [s10, s11], [s20, s21], [s30, s31], [s40, s41], [s50, s51]] = $sums;
+        // Scratch registers need a type to get a vector's name.
+        let mut _scratch: __m512i;
+        asm!(
+            $($group,)*
+            c = in(reg) $c,
+            a = in(reg) $a,
+            b = in(reg) $a.add(3 * $k),
+            k = in(reg) $k,
+            w0 = out(zmm_reg) _scratch,
+            w1 = out(zmm_reg) _scratch,
+            $(x = out(zmm_reg) _scratch, $y = out(zmm_reg) _scratch,)?
+            s00 = inout(zmm_reg) *s00, s01 = inout(zmm_reg) *s01,
+            s10 = inout(zmm_reg) *s10, s11 = inout(zmm_reg) *s11,
+            s20 = inout(zmm_reg) *s20, s21 = inout(zmm_reg) *s21,
+            s30 = inout(zmm_reg) *s30, s31 = inout(zmm_reg) *s31,
+            s40 = inout(zmm_reg) *s40, s41 = inout(zmm_reg) *s41,
+            s50 = inout(zmm_reg) *s50, s51 = inout(zmm_reg) *s51,
+            options(nostack, readonly, preserves_flags),
+        );
+    }};
+}
+
+/// Adds a block's products of six rows of activations (`k` apart, first at `a`) to `sums`
+/// [row][panel], codes of the two panels 512 bytes apart.
+///
+/// # Safety
+/// AVX-512 F and VNNI; `c` holds the codes of two panels, each row the codes of a block.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+#[inline]
+unsafe fn six_rows_two_panels(
+    sums: &mut [[__m512i; 2]; TILE],
+    c: *const u8,
+    a: *const i8,
+    k: usize,
+) {
+    // SAFETY: by this function's contract; only memory that it names is read.
+    unsafe {
+        six_rows!(
+            sums,
+            c,
+            a,
+            k,
+            [
+                group_of_two_panels!("0", "0"),
+                group_of_two_panels!("64", "4"),
+                group_of_two_panels!("128", "8"),
+                group_of_two_panels!("192", "12"),
+                group_of_two_panels!("256", "16"),
+                group_of_two_panels!("320", "20"),
+                group_of_two_panels!("384", "24"),
+                group_of_two_panels!("448", "28"),
+            ],
+            y
+        );
+    }
+}
+
+/// Likewise for one panel, `sums` being [row][half of the block].
+///
+/// # Safety
+/// As there, for one panel.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+#[inline]
+unsafe fn six_rows_two_halves(
+    sums: &mut [[__m512i; 2]; TILE],
+    c: *const u8,
+    a: *const i8,
+    k: usize,
+) {
+    // SAFETY: by this function's contract; only memory that it names is read.
+    unsafe {
+        six_rows!(
+            sums,
+            c,
+            a,
+            k,
+            [
+                group_of_two_halves!("0", "0"),
+                group_of_two_halves!("64", "4"),
+                group_of_two_halves!("128", "8"),
+                group_of_two_halves!("192", "12"),
+            ]
+        );
     }
 }
 
@@ -410,85 +613,68 @@ unsafe fn tile<const HALVES: bool, const MINS: bool, const M: usize>(
     columns: usize,
 ) {
     let n_blocks = acts.n_blocks();
-    let codes: [*const i8; M] = std::array::from_fn(|m| acts.codes(first + m).as_ptr());
+    let k = n_blocks * BLOCK;
+    let rows: [*const i8; M] = std::array::from_fn(|m| acts.codes(first + m).as_ptr());
     let metas: [*const BlockMeta; M] = std::array::from_fn(|m| acts.meta(first + m).as_ptr());
     let shift = _mm_cvtsi32_si128(shift as i32);
     let mut acc = [[_mm512_setzero_ps(); 2]; M];
     for b in 0..n_blocks {
         // SAFETY: b < n_blocks: inside the scratch (the caller's promise) and inside each row of
-        // activations; the features are enabled here.
+        // activations, which lie k apart; the features are enabled here.
         unsafe {
             let w = scratch.codes.as_ptr().add(2 * b * CODES);
-            let at = 4 * b * ROWS;
             let load = |v: &Vec<f32>, p: usize, h: usize| {
-                _mm512_loadu_ps(v.as_ptr().add(at + (2 * p + h) * ROWS))
+                _mm512_loadu_ps(v.as_ptr().add((4 * b + 2 * p + h) * ROWS))
             };
-            let vector =
-                |p: usize, g: usize| _mm512_loadu_si512(w.add(p * CODES + g * VECTOR).cast());
+            let both = |v: &Vec<f32>, p: usize| {
+                let first = load(v, p, 0);
+                [first, if HALVES { load(v, p, 1) } else { first }]
+            };
             if HALVES {
-                // Half a block at a time: t is kept between the halves, in the order of `fold`.
-                let mut t = [[_mm512_setzero_ps(); 2]; M];
-                for h in 0..2 {
-                    let mut sums = [[_mm512_setzero_si512(); 2]; M];
+                for p in 0..2 {
+                    let mut sums: [[__m512i; 2]; M] =
+                        std::array::from_fn(|m| begin::<HALVES, MINS>(&*metas[m].add(b), shift));
+                    let w = w.add(p * CODES);
+                    if let Some(six) = as_six(&mut sums) {
+                        six_rows_two_halves(six, w, rows[0].add(b * BLOCK), k);
+                    } else {
+                        for g in 0..GROUPS {
+                            let v = _mm512_loadu_si512(w.add(g * VECTOR).cast());
+                            for m in 0..M {
+                                let a = quad(rows[m].add(b * BLOCK + 4 * g));
+                                let sum = &mut sums[m][g / 4];
+                                *sum = _mm512_dpbusd_epi32(*sum, v, a);
+                            }
+                        }
+                    }
+                    let (scale, min) = (both(&scratch.scales, p), both(&scratch.mins, p));
                     for m in 0..M {
                         let meta = &*metas[m].add(b);
-                        sums[m] = [begin::<HALVES, MINS>(meta, shift)[h]; 2];
-                    }
-                    for g in 4 * h..4 * h + 4 {
-                        let (w0, w1) = (vector(0, g), vector(1, g));
-                        for m in 0..M {
-                            let a = quad(codes[m].add(b * BLOCK + 4 * g));
-                            sums[m][0] = _mm512_dpbusd_epi32(sums[m][0], w0, a);
-                            sums[m][1] = _mm512_dpbusd_epi32(sums[m][1], w1, a);
-                        }
-                    }
-                    for p in 0..2 {
-                        let scale = load(&scratch.scales, p, h);
-                        for m in 0..M {
-                            let f = _mm512_cvtepi32_ps(sums[m][p]);
-                            t[m][p] = if h == 0 {
-                                _mm512_mul_ps(f, scale)
-                            } else {
-                                _mm512_fmadd_ps(f, scale, t[m][p])
-                            };
-                        }
+                        acc[m][p] = fold::<HALVES, MINS>(acc[m][p], sums[m], scale, min, meta);
                     }
                 }
-                for p in 0..2 {
-                    for m in 0..M {
-                        let d = _mm512_set1_ps((*metas[m].add(b)).d);
-                        acc[m][p] = _mm512_fmadd_ps(t[m][p], d, acc[m][p]);
-                    }
-                    if MINS {
-                        for h in 0..2 {
-                            let min = load(&scratch.mins, p, h);
+            } else {
+                let mut sums: [[__m512i; 2]; M] =
+                    std::array::from_fn(|m| begin::<HALVES, MINS>(&*metas[m].add(b), shift));
+                if let Some(six) = as_six(&mut sums) {
+                    six_rows_two_panels(six, w, rows[0].add(b * BLOCK), k);
+                } else {
+                    for g in 0..GROUPS {
+                        for p in 0..2 {
+                            let v = _mm512_loadu_si512(w.add(p * CODES + g * VECTOR).cast());
                             for m in 0..M {
-                                let d_sum = _mm512_set1_ps((*metas[m].add(b)).d_sum[h]);
-                                acc[m][p] = _mm512_fnmadd_ps(min, d_sum, acc[m][p]);
+                                let a = quad(rows[m].add(b * BLOCK + 4 * g));
+                                sums[m][p] = _mm512_dpbusd_epi32(sums[m][p], v, a);
                             }
                         }
                     }
                 }
-            } else {
-                let mut sums = [[_mm512_setzero_si512(); 2]; M];
-                for m in 0..M {
-                    sums[m] = [begin::<HALVES, MINS>(&*metas[m].add(b), shift)[0]; 2];
-                }
-                for g in 0..GROUPS {
-                    let (w0, w1) = (vector(0, g), vector(1, g));
-                    for m in 0..M {
-                        let a = quad(codes[m].add(b * BLOCK + 4 * g));
-                        sums[m][0] = _mm512_dpbusd_epi32(sums[m][0], w0, a);
-                        sums[m][1] = _mm512_dpbusd_epi32(sums[m][1], w1, a);
-                    }
-                }
                 for p in 0..2 {
-                    let scale = [load(&scratch.scales, p, 0); 2];
-                    let min = if MINS { [load(&scratch.mins, p, 0); 2] } else { scale };
+                    let (scale, min) = (both(&scratch.scales, p), both(&scratch.mins, p));
                     for m in 0..M {
                         let meta = &*metas[m].add(b);
-                        acc[m][p] =
-                            fold::<HALVES, MINS>(acc[m][p], [sums[m][p]; 2], scale, min, meta);
+                        let sums = [sums[m][p]; 2];
+                        acc[m][p] = fold::<HALVES, MINS>(acc[m][p], sums, scale, min, meta);
                     }
                 }
             }

@@ -1,10 +1,10 @@
 //! Where everything lies in a packed matrix.
 //!
-//! Sixteen output rows make a panel. A panel holds, for all 32-weight blocks of its rows, first
-//! the codes, then the scales, then (k-quants) the super-block headers:
+//! Sixteen output rows make a panel. A panel is one stream, read front to back, of groups of
+//! eight 32-weight blocks (the last group may be shorter):
 //!
 //! ```text
-//! panel = codes [n_blocks][code_bytes] | scales [n_blocks][scale_bytes] | headers [n_blocks/8][header_bytes]
+//! group = header (k-quants) | scales [blocks][scale_bytes] | codes [blocks][code_bytes]
 //! ```
 //!
 //! Codes are unsigned. "Group" g of a block is the inputs 4g..4g+4, g = 0..8. A 64-byte vector
@@ -102,19 +102,45 @@ impl Layout {
         Layout { planes, code_bytes, scale_bytes, header_bytes, offset_shift, half_scales }
     }
 
-    /// Byte offset of the scales in a panel of `n_blocks` blocks a row.
-    pub const fn scales_at(&self, n_blocks: usize) -> usize {
-        n_blocks * self.code_bytes
+    /// Bytes of a whole group of eight blocks.
+    const fn group_bytes(&self) -> usize {
+        self.header_bytes + SUPER * (self.scale_bytes + self.code_bytes)
     }
 
-    /// Byte offset of the headers.
-    pub const fn headers_at(&self, n_blocks: usize) -> usize {
-        self.scales_at(n_blocks) + n_blocks * self.scale_bytes
+    /// Where block `b` of `n_blocks` lies in a panel.
+    #[inline(always)]
+    pub const fn at(&self, n_blocks: usize, b: usize) -> At {
+        let (group, i) = (b / SUPER, b % SUPER);
+        let left = n_blocks - group * SUPER;
+        let blocks = if left < SUPER { left } else { SUPER };
+        let header = group * self.group_bytes();
+        let scales = header + self.header_bytes;
+        At {
+            header,
+            scales: scales + i * self.scale_bytes,
+            codes: scales + blocks * self.scale_bytes + i * self.code_bytes,
+        }
     }
 
     /// Bytes of a panel, a multiple of a vector.
     pub const fn panel_bytes(&self, n_blocks: usize) -> usize {
-        let headers = if self.header_bytes == 0 { 0 } else { n_blocks / SUPER * self.header_bytes };
-        (self.headers_at(n_blocks) + headers).next_multiple_of(VECTOR)
+        let groups = if self.header_bytes == 0 { 0 } else { n_blocks / SUPER };
+        (groups * self.header_bytes + n_blocks * self.stream_bytes()).next_multiple_of(VECTOR)
     }
+
+    /// Bytes of a block's codes and scales.
+    pub const fn stream_bytes(&self) -> usize {
+        self.scale_bytes + self.code_bytes
+    }
+}
+
+/// Byte offsets of a block's parts in its panel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    /// Header of the block's group.
+    pub header: usize,
+    /// The block's scales.
+    pub scales: usize,
+    /// The block's codes.
+    pub codes: usize,
 }

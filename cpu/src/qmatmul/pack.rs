@@ -34,20 +34,20 @@ pub fn pack_panel(block: BlockType, panel: &mut [u8], rows: &[u8], n_blocks: usi
     if n_rows < ROWS {
         panel.fill(0);
     }
-    let (codes, rest) = panel.split_at_mut(layout.scales_at(n_blocks));
-    let (scales, headers) = rest.split_at_mut(n_blocks * layout.scale_bytes);
     for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
         for (s, src) in row.chunks_exact(block.block_bytes()).enumerate() {
             if layout.header_bytes == 0 {
-                let dst = &mut codes[s * layout.code_bytes..][..layout.code_bytes];
-                let scale = &mut scales[s * layout.scale_bytes..][..layout.scale_bytes];
-                pack_small(block, &layout, r, dst, scale, src);
+                let at = layout.at(n_blocks, s);
+                let (scale, codes) = panel.split_at_mut(at.codes);
+                let scale = &mut scale[at.scales..][..layout.scale_bytes];
+                let codes = &mut codes[..layout.code_bytes];
+                pack_small(block, &layout, r, codes, scale, src);
             } else {
-                let dst = &mut codes[s * SUPER * layout.code_bytes..][..SUPER * layout.code_bytes];
-                let scale =
-                    &mut scales[s * SUPER * layout.scale_bytes..][..SUPER * layout.scale_bytes];
-                let header = &mut headers[s * layout.header_bytes..][..layout.header_bytes];
-                pack_super(block, &layout, r, dst, scale, header, src);
+                let at = layout.at(n_blocks, s * SUPER);
+                let (front, codes) = panel.split_at_mut(at.codes);
+                let (header, scale) = front[at.header..].split_at_mut(layout.header_bytes);
+                let codes = &mut codes[..SUPER * layout.code_bytes];
+                pack_super(block, &layout, r, codes, scale, header, src);
             }
         }
     }

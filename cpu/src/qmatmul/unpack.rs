@@ -1,7 +1,7 @@
 //! Plain unpacking of a panel's block: codes to bytes, scales to f32. The portable level, the
 //! AVX2 level (whose compiler vectorises it), row look-ups and f32 products are built on it.
 
-use super::layout::{BLOCK, CODES, GROUPS, Layout, ROWS, SUPER, VECTOR};
+use super::layout::{BLOCK, CODES, GROUPS, Layout, ROWS, VECTOR};
 use crate::quant::BlockType;
 use half::f16;
 
@@ -26,22 +26,11 @@ impl Default for Unpacked {
 /// Unpacks block `b` of a panel with `n_blocks` blocks a row.
 #[inline(always)]
 pub fn unpack(block: BlockType, out: &mut Unpacked, panel: &[u8], n_blocks: usize, b: usize) {
-    let layout = const_layout(block);
-    unpack_codes(&layout, &mut out.codes, &panel[b * layout.code_bytes..][..layout.code_bytes]);
-    let scales =
-        &panel[layout.scales_at(n_blocks) + b * layout.scale_bytes..][..layout.scale_bytes];
-    let header = if layout.header_bytes == 0 {
-        &[][..]
-    } else {
-        &panel[layout.headers_at(n_blocks) + b / SUPER * layout.header_bytes..]
-            [..layout.header_bytes]
-    };
-    unpack_scales(block, out, scales, header);
-}
-
-#[inline(always)]
-fn const_layout(block: BlockType) -> Layout {
-    Layout::of(block)
+    let layout = Layout::of(block);
+    let at = layout.at(n_blocks, b);
+    unpack_codes(&layout, &mut out.codes, &panel[at.codes..][..layout.code_bytes]);
+    let scales = &panel[at.scales..][..layout.scale_bytes];
+    unpack_scales(block, out, scales, &panel[at.header..][..layout.header_bytes]);
 }
 
 #[inline(always)]
