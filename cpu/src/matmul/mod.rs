@@ -4,7 +4,7 @@
 //! Each result is, in this order whatever the tile it is computed in:
 //!
 //! ```text
-//! y = sum over chunks of K_CHUNK inputs, left to right, of
+//! y = sum over chunks of some inputs (`chunk_of`), left to right, of
 //!         the lanes' sums, added in a fixed tree, of
 //!             one chain of fused multiply-adds per lane, over the chunk's inputs
 //! ```
@@ -27,10 +27,22 @@ use crate::team::SharedMut;
 use half::bf16;
 use std::ops::Range;
 
-/// Inputs of one chunk: a tile of six activation rows of BF16 stays in the first-level cache.
+/// Inputs of one chunk: a tile of six activation rows, the weights it meets and those that come
+/// next stay in the first-level cache together.
+const fn chunk_of(dtype: Dense) -> usize {
+    match dtype {
+        Dense::BF16 => K_CHUNK,
+        Dense::F32 | Dense::F16 => K_CHUNK / 2,
+    }
+}
+
+/// The longest chunk.
 const K_CHUNK: usize = 2048;
 /// Output rows whose chunk stays in the second-level cache while all activations pass.
 const ROW_BLOCK: usize = 64;
+
+/// Activation rows that one tile takes at most.
+const FEW: usize = 6;
 
 /// Element type of dense weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -105,10 +117,17 @@ pub unsafe fn dense_product(
     if let Some(x) = acts.bf16 {
         assert_eq!(x.len(), m * k, "BF16 activations");
     }
-    for block in rows.clone().step_by(ROW_BLOCK) {
-        let block = block..(block + ROW_BLOCK).min(rows.end);
-        for from in (0..k).step_by(K_CHUNK) {
-            let chunk = Chunk { w, acts, m, rows: block.clone(), from, len: K_CHUNK.min(k - from) };
+    // Few activation rows pass once: then weights are read as they lie, tile by tile.
+    let row_block = match isa.level() {
+        _ if m > FEW => ROW_BLOCK,
+        Level::Avx2 => 3,
+        _ => 4,
+    };
+    for block in rows.clone().step_by(row_block) {
+        let block = block..(block + row_block).min(rows.end);
+        for from in (0..k).step_by(chunk_of(w.dtype)) {
+            let len = chunk_of(w.dtype).min(k - from);
+            let chunk = Chunk { w, acts, m, rows: block.clone(), from, len };
             match isa.level() {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: an Isa of this level exists only where its features were detected (BF16

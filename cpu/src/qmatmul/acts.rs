@@ -99,18 +99,22 @@ fn quantize_avx512(codes: &mut [i8], meta: &mut [BlockMeta], x: &[f32]) {
         // SAFETY: chunks of 32 values: two vectors of sixteen lanes.
         let v = unsafe { [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16))] };
         // As integers, magnitudes keep their order, with infinity and NaN above all numbers.
-        let magnitudes = v.map(|v| _mm512_castps_si512(_mm512_abs_ps(v)));
-        let max =
-            f32::from_bits(_mm512_reduce_max_epu32(_mm512_max_epu32(magnitudes[0], magnitudes[1])));
+        let magnitude = _mm512_max_epu32(
+            _mm512_castps_si512(_mm512_abs_ps(v[0])),
+            _mm512_castps_si512(_mm512_abs_ps(v[1])),
+        );
+        let max = f32::from_bits(_mm512_reduce_max_epu32(magnitude));
         let Some((d, inverse)) = scale_of(max, codes, meta) else { continue };
-        let q = v.map(|v| _mm512_cvtps_epi32(_mm512_mul_ps(v, _mm512_set1_ps(inverse))));
-        for (h, q) in q.into_iter().enumerate() {
+        let mut sums = [0; 2];
+        for h in 0..2 {
+            let q = _mm512_cvtps_epi32(_mm512_mul_ps(v[h], _mm512_set1_ps(inverse)));
+            sums[h] = _mm512_reduce_add_epi32(q);
             // SAFETY: sixteen codes from 16 h on lie inside the chunk.
             unsafe {
                 _mm_storeu_si128(codes.as_mut_ptr().add(16 * h).cast(), _mm512_cvtepi32_epi8(q));
             }
         }
-        *meta = BlockMeta::new(d, q.map(|q| _mm512_reduce_add_epi32(q)));
+        *meta = BlockMeta::new(d, sums);
     }
 }
 

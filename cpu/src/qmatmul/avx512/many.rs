@@ -1,367 +1,21 @@
-//! AVX-512 VNNI products of packed panels and rounded activations.
-//!
-//! Lanes are the sixteen output rows of a panel. For every block, in order of the inputs:
-//!
-//! ```text
-//! i   = -offset * sum(a) + sum over the block of code * a          exact, i32
-//! t   = f32(i) * scale        (two half-blocks: t = i0 * s0; t = fma(i1, s1, t))
-//! acc = fma(t, d_a, acc);     with minima: acc = acc - min * (d_a * sum(a)), fused
-//! ```
-//!
-//! The few-row kernel unpacks in registers, the many-row kernel from a scratch of bytes that it
-//! fills once per pair of panels; both do these operations in this order, so a row's result does
-//! not depend on how many rows are computed with it.
+//! The many-row kernel: two panels unpacked to bytes, then tiles of six rows of activations.
 
-use super::acts::{BlockMeta, QActs};
-use super::layout::{BLOCK, CODES, GROUPS, Layout, ROWS, VECTOR};
+use super::codec::{Codec, id_of};
+use super::{begin, fetch_ahead, fold, quad};
+use crate::qmatmul::acts::{BlockMeta, QActs};
+use crate::qmatmul::layout::{BLOCK, CODES, GROUPS, Layout, ROWS, VECTOR};
 use crate::quant::BlockType;
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-/// Rows of activations that the few-row kernel takes at most.
-pub const FEW: usize = 8;
 /// Rows of activations of one tile of the many-row kernel: with two panels, 12 accumulators of
 /// each kind leave room for the operands in 32 registers.
 const TILE: usize = 6;
-
-/// Unpacks codes and scales of one format in registers. `B` is the discriminant of [`BlockType`].
-struct Codec<const B: u8>;
-
-const fn block_of(b: u8) -> BlockType {
-    match b {
-        0 => BlockType::Q4_0,
-        1 => BlockType::Q4_1,
-        2 => BlockType::Q5_0,
-        3 => BlockType::Q5_1,
-        4 => BlockType::Q8_0,
-        5 => BlockType::Q2_K,
-        6 => BlockType::Q3_K,
-        7 => BlockType::Q4_K,
-        8 => BlockType::Q5_K,
-        _ => BlockType::Q6_K,
-    }
-}
-
-const fn id_of(block: BlockType) -> u8 {
-    match block {
-        BlockType::Q4_0 => 0,
-        BlockType::Q4_1 => 1,
-        BlockType::Q5_0 => 2,
-        BlockType::Q5_1 => 3,
-        BlockType::Q8_0 => 4,
-        BlockType::Q2_K => 5,
-        BlockType::Q3_K => 6,
-        BlockType::Q4_K => 7,
-        BlockType::Q5_K => 8,
-        BlockType::Q6_K => 9,
-    }
-}
-
-impl<const B: u8> Codec<B> {
-    const BLOCK_TYPE: BlockType = block_of(B);
-    const LAYOUT: Layout = Layout::of(Self::BLOCK_TYPE);
-
-    /// The codes of a block, one vector a group.
-    ///
-    /// # Safety
-    /// AVX-512 F and BW; `p` points to `LAYOUT.code_bytes` readable bytes.
-    #[inline(always)]
-    unsafe fn codes(p: *const u8) -> [__m512i; GROUPS] {
-        let planes = Self::LAYOUT.planes;
-        // SAFETY: the offsets below stay inside the planes of this layout, which make up
-        // `code_bytes`; the instructions are those the caller vouches for.
-        unsafe {
-            let load = |i: usize| _mm512_loadu_si512(p.add(i * VECTOR).cast());
-            let mut out = [_mm512_setzero_si512(); GROUPS];
-            let mut at = 0;
-            if planes.bytes {
-                for (g, out) in out.iter_mut().enumerate() {
-                    *out = load(g);
-                }
-            }
-            if planes.nibbles {
-                let low = _mm512_set1_epi8(15);
-                for g in 0..4 {
-                    let v = load(g);
-                    out[g] = _mm512_and_si512(v, low);
-                    out[g + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(v), low);
-                }
-                at = 4;
-            }
-            if planes.pairs {
-                for h in 0..2 {
-                    let v = load(at + h);
-                    if planes.nibbles {
-                        let m = _mm512_set1_epi8(0x30);
-                        let quarters = [
-                            _mm512_slli_epi16::<4>(v),
-                            _mm512_slli_epi16::<2>(v),
-                            v,
-                            _mm512_srli_epi16::<2>(v),
-                        ];
-                        for (q, v) in quarters.into_iter().enumerate() {
-                            out[2 * q + h] =
-                                _mm512_or_si512(out[2 * q + h], _mm512_and_si512(v, m));
-                        }
-                    } else {
-                        let m = _mm512_set1_epi8(3);
-                        let quarters = [
-                            v,
-                            _mm512_srli_epi16::<2>(v),
-                            _mm512_srli_epi16::<4>(v),
-                            _mm512_srli_epi16::<6>(v),
-                        ];
-                        for (q, v) in quarters.into_iter().enumerate() {
-                            out[2 * q + h] = _mm512_and_si512(v, m);
-                        }
-                    }
-                }
-                at += 2;
-            }
-            if planes.bits {
-                let top = _mm512_set1_epi8(if planes.nibbles { 16 } else { 4 });
-                let words = p.add(at * VECTOR).cast::<u64>();
-                for (g, out) in out.iter_mut().enumerate() {
-                    let mask = words.add(g).read_unaligned();
-                    *out = _mm512_mask_add_epi8(*out, mask, *out, top);
-                }
-            }
-            out
-        }
-    }
-
-    /// Scales and minima of a block, per half of the block (both the same where the format has
-    /// one for all).
-    ///
-    /// # Safety
-    /// AVX-512 F and BW; `s` points to `LAYOUT.scale_bytes`, `h` to `LAYOUT.header_bytes`
-    /// readable bytes.
-    #[inline(always)]
-    unsafe fn scales(s: *const u8, h: *const u8) -> ([__m512; 2], [__m512; 2]) {
-        // SAFETY: each load stays inside the bytes that the layout gives to scales or header.
-        unsafe {
-            let half = |p: *const u8| _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()));
-            let unsigned =
-                |p: *const u8| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())));
-            let signed =
-                |p: *const u8| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())));
-            let none = _mm512_setzero_ps();
-            match Self::BLOCK_TYPE {
-                BlockType::Q4_0 | BlockType::Q5_0 | BlockType::Q8_0 => ([half(s); 2], [none; 2]),
-                BlockType::Q4_1 | BlockType::Q5_1 => {
-                    // A minimum is added there: its negative is subtracted here.
-                    let min = _mm512_xor_ps(half(s.add(32)), _mm512_set1_ps(-0.0));
-                    ([half(s); 2], [min; 2])
-                }
-                BlockType::Q4_K | BlockType::Q5_K => {
-                    let scale = _mm512_mul_ps(half(h), unsigned(s));
-                    let min = _mm512_mul_ps(half(h.add(32)), unsigned(s.add(ROWS)));
-                    ([scale; 2], [min; 2])
-                }
-                BlockType::Q2_K => {
-                    let (d, m) = (half(h), half(h.add(32)));
-                    let both =
-                        [s, s.add(ROWS)].map(|p| _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())));
-                    let low = _mm512_set1_epi32(15);
-                    (
-                        both.map(|v| {
-                            _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_and_si512(v, low)))
-                        }),
-                        both.map(|v| {
-                            _mm512_mul_ps(m, _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(v)))
-                        }),
-                    )
-                }
-                BlockType::Q3_K | BlockType::Q6_K => {
-                    let d = half(h);
-                    (
-                        [_mm512_mul_ps(d, signed(s)), _mm512_mul_ps(d, signed(s.add(ROWS)))],
-                        [none; 2],
-                    )
-                }
-            }
-        }
-    }
-}
-
-/// How far ahead of its use a panel's stream is asked for: a memory latency's worth of lines.
-/// The machine measured here brings nothing by itself.
-const AHEAD: usize = 4096;
-
-/// Asks for the lines of the block that lies `AHEAD` bytes further in the stream; past a panel's
-/// end the next one follows.
-///
-/// # Safety
-/// None beyond SSE: a prefetch of any address is harmless.
-#[inline(always)]
-unsafe fn fetch_ahead<const B: u8>(codes: *const u8) {
-    let bytes = Codec::<B>::LAYOUT.stream_bytes();
-    for line in 0..bytes.div_ceil(VECTOR) {
-        let p = codes.wrapping_add(AHEAD + line * VECTOR);
-        // SAFETY: a hint, never a fault.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
-    }
-}
 
 /// The sums of a whole tile, which the six-row kernels take.
 #[inline(always)]
 fn as_six<const M: usize>(sums: &mut [[__m512i; 2]; M]) -> Option<&mut [[__m512i; 2]; TILE]> {
     sums.as_mut_slice().try_into().ok()
-}
-
-/// Four neighbouring activations in every lane.
-///
-/// # Safety
-/// AVX-512 F; `p` points to four readable bytes.
-#[inline(always)]
-unsafe fn quad(p: *const i8) -> __m512i {
-    // SAFETY: as the function's contract.
-    unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
-}
-
-/// Folds the integer sums of one block into the accumulator: the operations and their order that
-/// both kernels share.
-///
-/// # Safety
-/// AVX-512 F.
-#[inline(always)]
-unsafe fn fold<const HALVES: bool, const MINS: bool>(
-    acc: __m512,
-    sums: [__m512i; 2],
-    scales: [__m512; 2],
-    mins: [__m512; 2],
-    meta: &BlockMeta,
-) -> __m512 {
-    // SAFETY: as the function's contract.
-    unsafe {
-        let mut t = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[0]), scales[0]);
-        if HALVES {
-            t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[1]), scales[1], t);
-        }
-        let mut acc = _mm512_fmadd_ps(t, _mm512_set1_ps(meta.d), acc);
-        if MINS && HALVES {
-            acc = _mm512_fnmadd_ps(mins[0], _mm512_set1_ps(meta.d_sum[0]), acc);
-            acc = _mm512_fnmadd_ps(mins[1], _mm512_set1_ps(meta.d_sum[1]), acc);
-        } else if MINS {
-            acc = _mm512_fnmadd_ps(mins[0], _mm512_set1_ps(meta.d_sum_all), acc);
-        }
-        acc
-    }
-}
-
-/// Where the integer sums of a block begin: minus the offset times the activations' sum.
-///
-/// # Safety
-/// AVX-512 F.
-#[inline(always)]
-unsafe fn begin<const HALVES: bool, const MINS: bool>(
-    meta: &BlockMeta,
-    shift: __m128i,
-) -> [__m512i; 2] {
-    // SAFETY: as the function's contract.
-    unsafe {
-        if MINS {
-            [_mm512_setzero_si512(); 2]
-        } else if HALVES {
-            meta.neg_sum.map(|sum| _mm512_sll_epi32(_mm512_set1_epi32(sum), shift))
-        } else {
-            let all = _mm512_sll_epi32(_mm512_set1_epi32(meta.neg_sum_all), shift);
-            [all, all]
-        }
-    }
-}
-
-/// One panel times `M` rows of activations; `out[m]` are the panel's sixteen results of row m.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn few<const B: u8, const HALVES: bool, const MINS: bool, const M: usize>(
-    out: &mut [[f32; ROWS]; FEW],
-    panel: &[u8],
-    acts: &QActs,
-    first: usize,
-) {
-    let layout = Codec::<B>::LAYOUT;
-    let n_blocks = acts.n_blocks();
-    assert!(panel.len() >= layout.panel_bytes(n_blocks));
-    let codes: [&[i8]; M] = std::array::from_fn(|m| acts.codes(first + m));
-    let metas: [&[BlockMeta]; M] = std::array::from_fn(|m| acts.meta(first + m));
-    let shift = _mm_cvtsi32_si128(layout.offset_shift.unwrap_or(0) as i32);
-    let mut acc = [_mm512_setzero_ps(); M];
-    for b in 0..n_blocks {
-        // SAFETY: b < n_blocks, so codes, scales and header of block b lie inside the panel, and
-        // 32 codes and a meta inside each row of activations; the features are enabled here.
-        unsafe {
-            let p = panel.as_ptr();
-            let at = layout.at(n_blocks, b);
-            fetch_ahead::<B>(p.add(at.codes));
-            let w = Codec::<B>::codes(p.add(at.codes));
-            let (scale, min) = Codec::<B>::scales(p.add(at.scales), p.add(at.header));
-            for m in 0..M {
-                let meta = metas[m].get_unchecked(b);
-                let a = codes[m].as_ptr().add(b * BLOCK);
-                let mut sums = begin::<HALVES, MINS>(meta, shift);
-                if HALVES {
-                    for g in 0..4 {
-                        sums[0] = _mm512_dpbusd_epi32(sums[0], w[g], quad(a.add(4 * g)));
-                        sums[1] = _mm512_dpbusd_epi32(sums[1], w[g + 4], quad(a.add(4 * g + 16)));
-                    }
-                } else {
-                    for g in 0..GROUPS {
-                        sums[0] = _mm512_dpbusd_epi32(sums[0], w[g], quad(a.add(4 * g)));
-                    }
-                }
-                acc[m] = fold::<HALVES, MINS>(acc[m], sums, scale, min, meta);
-            }
-        }
-    }
-    for (out, acc) in out.iter_mut().zip(acc) {
-        // SAFETY: `out` is sixteen f32.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), acc) };
-    }
-}
-
-/// `m` (at most [`FEW`]) rows from `first` on, one panel.
-///
-/// # Safety
-/// AVX-512 F, BW, VL, DQ and VNNI.
-pub unsafe fn panel_few(
-    block: BlockType,
-    out: &mut [[f32; ROWS]; FEW],
-    panel: &[u8],
-    acts: &QActs,
-    first: usize,
-    m: usize,
-) {
-    macro_rules! by_rows {
-        ($b:expr, $halves:expr, $mins:expr) => {{
-            const B: u8 = id_of($b);
-            // SAFETY: the caller vouches for the features.
-            unsafe {
-                match m {
-                    1 => few::<B, $halves, $mins, 1>(out, panel, acts, first),
-                    2 => few::<B, $halves, $mins, 2>(out, panel, acts, first),
-                    3 => few::<B, $halves, $mins, 3>(out, panel, acts, first),
-                    4 => few::<B, $halves, $mins, 4>(out, panel, acts, first),
-                    5 => few::<B, $halves, $mins, 5>(out, panel, acts, first),
-                    6 => few::<B, $halves, $mins, 6>(out, panel, acts, first),
-                    7 => few::<B, $halves, $mins, 7>(out, panel, acts, first),
-                    8 => few::<B, $halves, $mins, 8>(out, panel, acts, first),
-                    _ => panic!("{m} rows, wanted 1 to {FEW}"),
-                }
-            }
-        }};
-    }
-    match block {
-        BlockType::Q4_0 => by_rows!(BlockType::Q4_0, false, false),
-        BlockType::Q4_1 => by_rows!(BlockType::Q4_1, false, true),
-        BlockType::Q5_0 => by_rows!(BlockType::Q5_0, false, false),
-        BlockType::Q5_1 => by_rows!(BlockType::Q5_1, false, true),
-        BlockType::Q8_0 => by_rows!(BlockType::Q8_0, false, false),
-        BlockType::Q2_K => by_rows!(BlockType::Q2_K, true, true),
-        BlockType::Q3_K => by_rows!(BlockType::Q3_K, true, false),
-        BlockType::Q4_K => by_rows!(BlockType::Q4_K, false, true),
-        BlockType::Q5_K => by_rows!(BlockType::Q5_K, false, true),
-        BlockType::Q6_K => by_rows!(BlockType::Q6_K, true, false),
-    }
 }
 
 /// Two panels unpacked: for each block, codes [panel 2][group 8][row 16][input 4] and scales
@@ -632,8 +286,10 @@ unsafe fn tile<const HALVES: bool, const MINS: bool, const M: usize>(
             };
             if HALVES {
                 for p in 0..2 {
-                    let mut sums: [[__m512i; 2]; M] =
-                        std::array::from_fn(|m| begin::<HALVES, MINS>(&*metas[m].add(b), shift));
+                    let mut sums = [[_mm512_setzero_si512(); 2]; M];
+                    for m in 0..M {
+                        sums[m] = begin::<HALVES, MINS>(&*metas[m].add(b), shift);
+                    }
                     let w = w.add(p * CODES);
                     if let Some(six) = as_six(&mut sums) {
                         six_rows_two_halves(six, w, rows[0].add(b * BLOCK), k);
@@ -654,8 +310,10 @@ unsafe fn tile<const HALVES: bool, const MINS: bool, const M: usize>(
                     }
                 }
             } else {
-                let mut sums: [[__m512i; 2]; M] =
-                    std::array::from_fn(|m| begin::<HALVES, MINS>(&*metas[m].add(b), shift));
+                let mut sums = [[_mm512_setzero_si512(); 2]; M];
+                for m in 0..M {
+                    sums[m] = begin::<HALVES, MINS>(&*metas[m].add(b), shift);
+                }
                 if let Some(six) = as_six(&mut sums) {
                     six_rows_two_panels(six, w, rows[0].add(b * BLOCK), k);
                 } else {
