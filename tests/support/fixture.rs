@@ -1,7 +1,5 @@
 //! The reference models under `tests/fixtures` and the values that others computed for them.
 
-use puna::format::mmap::Access;
-use puna::format::safetensors;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -27,11 +25,4 @@ pub fn ids(value: &Value) -> Vec<u32> {
 pub fn numbers(value: &Value) -> Vec<f64> {
     let list = value.as_array().expect("a list of numbers").iter();
     list.map(|number| number.as_f64().expect("a number")).collect()
-}
-
-/// An F32 tensor of a safetensors file of a reference model; `None` where it has none of the name.
-pub fn tensor(model: &str, file: &str, name: &str) -> Option<Vec<f32>> {
-    let files = safetensors::open(&dir(model).join(file), Access::Map).expect("a fixture opens");
-    let bytes = files.bytes(files.get(name)?).expect("a tensor lies in its file");
-    Some(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
 }
