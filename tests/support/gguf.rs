@@ -61,6 +61,9 @@ impl Draft {
         }
         writer.meta(keys::NORM_EPS, MetaValue::F32(c.norm_eps));
         writer.meta(keys::ROPE_THETA, MetaValue::F32(c.rope.theta as f32));
+        if let Some(window) = c.sliding_window {
+            writer.meta(keys::SLIDING_WINDOW, MetaValue::U32(window as u32));
+        }
         match c.rope.scaling {
             RopeScaling::None => {}
             RopeScaling::Linear { factor } => {
