@@ -203,19 +203,19 @@ pub fn model_path(model: Option<&Path>) -> Result<&Path, Failure> {
 #[derive(Args, Clone, Debug, Default)]
 pub struct Sampling {
     /// 0: greedy [default: the model's, else 0]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Draw from the K likeliest; 0: all
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
     /// Draw from the likeliest worth P together
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
     /// Drop what is below P of the likeliest
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub min_p: Option<f32>,
     /// Make repeated tokens less likely; 1: off
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub repetition_penalty: Option<f32>,
     /// End before this text (may be repeated)
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
@@ -252,6 +252,18 @@ pub fn token_ids(text: &str) -> Result<Vec<u32>> {
     let bytes = std::fs::read(file).map_err(|source| Error::io(file, source))?;
     serde_json::from_slice(&bytes)
         .map_err(|error| Error::format(file, format!("{error}; wanted an array of token ids")))
+}
+
+/// Refuses a list of ids that cannot be read, as wrong usage and before a model is loaded. What
+/// `@FILE.json` holds is found out later.
+///
+/// # Errors
+/// Anything but token ids.
+pub fn check_token_ids(text: Option<&str>) -> Result<(), Failure> {
+    match text.filter(|text| !text.starts_with('@')).map(token_ids) {
+        Some(Err(error)) => Err(Failure::usage(error.to_string())),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! `puna eval nll`: negative log-likelihood and perplexity of a text.
 
-use super::args::{Common, HELP, HELP_OF_GROUP, ModelArgs, Threads, positive, token_ids};
+use super::args::{
+    Common, HELP, HELP_OF_GROUP, ModelArgs, Threads, check_token_ids, positive, token_ids,
+};
 use super::failure::Failure;
 use super::interrupt;
 use super::session::{Session, context_limit};
@@ -92,6 +94,7 @@ fn nll(args: &NllArgs) -> Result<(), Failure> {
         let hint = "give --text FILE, or --tokens".to_owned();
         return Err(Failure::Usage("nothing to score".into(), Some(hint)));
     }
+    check_token_ids(args.source.tokens.as_deref())?;
     let mut session = Session::load(&args.model, args.threads.count(), &args.common)?;
     let ids = read_ids(args, &session)?;
     if args.verbose_prompt {

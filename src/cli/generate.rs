@@ -1,6 +1,8 @@
 //! `puna generate`: continues a text, or answers a data set (see [`super::dataset`]).
 
-use super::args::{Common, HELP, ModelArgs, Sampling, Threads, positive, token_ids};
+use super::args::{
+    Common, HELP, ModelArgs, Sampling, Threads, check_token_ids, positive, token_ids,
+};
 use super::failure::Failure;
 use super::output::{sequence_json, summary};
 use super::session::Session;
@@ -159,7 +161,7 @@ fn check(args: &GenerateArgs) -> Result<(), Failure> {
             &format!("--n above {MAX_SEQUENCES}"),
             "run the command again with another --seed",
         ),
-        _ => Ok(()),
+        _ => check_token_ids(tokens.as_deref()),
     }
 }
 
@@ -270,7 +272,7 @@ mod tests {
 
     #[test]
     fn combinations_that_mean_nothing_are_refused() {
-        let cases: [(&[&str], &str); 11] = [
+        let cases: [(&[&str], &str); 12] = [
             (&[], "nothing to continue"),
             (&["-p", "x", "--tokens", "1"], "cannot be used with"),
             (&["-p", "x", "--dataset", "d"], "cannot be used with"),
@@ -281,6 +283,7 @@ mod tests {
             (&["-p", "x", "--n", "0"], "at least 1"),
             (&["-p", "x", "--n", "1000"], "--n above 256"),
             (&["-p", "x", "--kv-type", "q4"], "q4"),
+            (&["--tokens", "1,x"], "tokens = \"x\""),
             (&["-p", "x", "--adapter", "d"], "unexpected argument '--adapter'"),
         ];
         for (args, part) in cases {
