@@ -120,6 +120,7 @@ pub unsafe fn dense_product(
     // Few activation rows pass once: then weights are read as they lie, tile by tile.
     let row_block = match isa.level() {
         _ if m > FEW => ROW_BLOCK,
+        _ if m == 1 => 1,
         Level::Avx2 => 3,
         _ => 4,
     };
