@@ -141,9 +141,12 @@ pub fn products(
 /// Matrices that share an input at most: query, key and value.
 pub const MOST: usize = 3;
 
+/// Weights, their product, and its work units.
+type Target<'a> = (Weights<'a>, SharedMut<'a, f32>, Range<usize>);
+
 /// The products as members see them, with the span of work units of each.
 struct Targets<'a> {
-    list: [Option<(Weights<'a>, SharedMut<'a, f32>, Range<usize>)>; MOST],
+    list: [Option<Target<'a>>; MOST],
     units: usize,
 }
 

@@ -158,7 +158,7 @@ impl Team {
         min_rows: usize,
         f: &(dyn Fn(Range<usize>, &mut [T]) + Sync),
     ) {
-        let n_rows = if width == 0 { 0 } else { out.len() / width };
+        let n_rows = out.len().checked_div(width).unwrap_or(0);
         if n_rows < min_rows || self.len() == 1 {
             if n_rows > 0 {
                 f(0..n_rows, out);

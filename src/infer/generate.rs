@@ -148,10 +148,9 @@ pub fn generate(
         if whole_prompt { (1..options.n).map(|_| context.cache.fork()).collect() } else { vec![] };
     let mut context_full = false;
     loop {
-        for index in 0..sequences.len() {
+        for (index, sequence) in sequences.iter_mut().enumerate() {
             let cache = if index == 0 { Some(&context.cache) } else { forks.get(index - 1) };
             let full = cache.is_some_and(|c| c.len() >= c.capacity());
-            let sequence = &mut sequences[index];
             if sequence.finish.is_none() && cancel.load(Ordering::Relaxed) {
                 sink(index, &sequence.end(FinishReason::Cancelled)?)?;
             } else if sequence.finish.is_none() && full {

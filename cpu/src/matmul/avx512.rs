@@ -198,6 +198,8 @@ unsafe fn tile<const T: u8, const N: usize, const M: usize>(
         }
         for (j, acc) in acc.iter().enumerate() {
             let mut four = [_mm512_setzero_ps(); 4];
+            // Not copy_from_slice: that becomes a call, which stores and reloads the vectors.
+            #[allow(clippy::manual_memcpy)]
             for c in 0..N {
                 four[c] = acc[c];
             }
