@@ -1,4 +1,5 @@
-//! Zeroed memory with the alignment that vector loads and huge pages want.
+//! Zeroed memory with the alignment that vector loads and huge pages want, taken page by page as
+//! it is written.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
@@ -7,6 +8,10 @@ use std::ptr::NonNull;
 /// From this size on a buffer is aligned to, and asked to be backed by, huge pages: fewer
 /// TLB misses while weights stream through.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// From this size on a buffer is mapped by itself: the system hands out zero pages when they are
+/// first written, where the allocator would write all of an aligned block at once.
+#[cfg(unix)]
+const MAP_BYTES: usize = 64 << 10;
 const VECTOR_BYTES: usize = 64;
 
 /// Element types for which all-zero bytes are a value.
@@ -36,13 +41,48 @@ unsafe impl Plain for half::bf16 {}
 pub struct Buffer<T: Plain> {
     ptr: NonNull<T>,
     len: usize,
-    layout: Layout,
+    memory: Memory,
+}
+
+/// Where a buffer's memory came from, to give it back.
+enum Memory {
+    /// The allocator.
+    Block(Layout),
+    /// A mapping of its own: address and bytes.
+    #[cfg(unix)]
+    Mapping(NonNull<u8>, usize),
 }
 
 // SAFETY: owns its memory; T is Send.
 unsafe impl<T: Plain> Send for Buffer<T> {}
 // SAFETY: shared access is read-only; T is Sync.
 unsafe impl<T: Plain> Sync for Buffer<T> {}
+
+/// Maps `bytes` zeros aligned to `align`: address of the first, and the mapping.
+#[cfg(unix)]
+fn map_zeros(bytes: usize, align: usize) -> Option<(NonNull<u8>, Memory)> {
+    // Mappings are aligned to pages; the rest of the alignment is cut off the front, whose pages
+    // are never touched.
+    let whole = bytes.checked_add(align)?;
+    let (access, kind) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new anonymous mapping touches no memory that exists.
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), whole, access, kind, -1, 0) };
+    if base == libc::MAP_FAILED {
+        return None;
+    }
+    let base = NonNull::new(base.cast::<u8>())?;
+    let front = base.as_ptr().align_offset(align);
+    // SAFETY: front is below align, so it and `bytes` behind it lie inside the mapping.
+    let first = unsafe { base.add(front) };
+    #[cfg(target_os = "linux")]
+    if align == HUGE_PAGE_BYTES {
+        // Advice only: a failure changes nothing but speed.
+        // SAFETY: the range lies inside the mapping made above.
+        unsafe { libc::madvise(first.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+    }
+    Some((first, Memory::Mapping(base, whole)))
+}
 
 impl<T: Plain> Buffer<T> {
     /// `len` zeros.
@@ -53,16 +93,15 @@ impl<T: Plain> Buffer<T> {
         let bytes = len.checked_mul(size_of::<T>()).expect("buffer size overflows");
         let align = if bytes >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { VECTOR_BYTES };
         let layout = Layout::from_size_align(bytes.max(1), align).expect("buffer size overflows");
+        #[cfg(unix)]
+        if bytes >= MAP_BYTES {
+            let Some((ptr, memory)) = map_zeros(bytes, align) else { handle_alloc_error(layout) };
+            return Buffer { ptr: ptr.cast(), len, memory };
+        }
         // SAFETY: the layout's size is at least 1.
         let raw = unsafe { alloc_zeroed(layout) };
         let Some(ptr) = NonNull::new(raw.cast::<T>()) else { handle_alloc_error(layout) };
-        #[cfg(target_os = "linux")]
-        if bytes >= HUGE_PAGE_BYTES {
-            // Advice only: a failure changes nothing but speed.
-            // SAFETY: the range is the allocation made above.
-            unsafe { libc::madvise(raw.cast(), bytes, libc::MADV_HUGEPAGE) };
-        }
-        Buffer { ptr, len, layout }
+        Buffer { ptr, len, memory: Memory::Block(layout) }
     }
 
     /// A copy of `data`.
@@ -96,13 +135,37 @@ impl<T: Plain> Clone for Buffer<T> {
 
 impl<T: Plain> Drop for Buffer<T> {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with this layout.
-        unsafe { dealloc(self.ptr.as_ptr().cast(), self.layout) };
+        match self.memory {
+            // SAFETY: allocated in `zeroed` with this layout.
+            Memory::Block(layout) => unsafe { dealloc(self.ptr.as_ptr().cast(), layout) },
+            #[cfg(unix)]
+            // SAFETY: mapped in `map_zeros` with this size; nothing refers to it any more.
+            Memory::Mapping(base, bytes) => unsafe {
+                libc::munmap(base.as_ptr().cast(), bytes);
+            },
+        }
     }
 }
 
 impl<T: Plain> std::fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Buffer[{} x {} bytes]", self.len, size_of::<T>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_size_is_zero_aligned_and_writable_to_its_end() {
+        for bytes in [0, 1, 63, 4096, (64 << 10) - 1, 64 << 10, (2 << 20) - 1, 2 << 20, 5 << 20] {
+            let mut buffer = Buffer::<u8>::zeroed(bytes);
+            let align = if bytes >= 2 << 20 { 2 << 20 } else { 64 };
+            assert_eq!(buffer.as_ptr().align_offset(align), 0, "{bytes}");
+            assert!(buffer.iter().all(|&b| b == 0) && buffer.len() == bytes);
+            buffer.fill(7);
+            assert!(buffer.clone().iter().all(|&b| b == 7));
+        }
     }
 }

@@ -34,7 +34,7 @@ pub struct BenchArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Instead of MODEL: random weights of a shape, e.g. tinyllama-1.1b
+    /// Not MODEL but random weights: llama-7b, ...
     #[arg(long, value_name = "NAME")]
     pub shape: Option<String>,
     /// Their type [default: Q4_0]

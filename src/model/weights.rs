@@ -199,7 +199,10 @@ impl Loader<'_> {
     }
 
     fn widened(&self, tensor: &TensorInfo) -> Result<Vec<f32>> {
-        let bytes = self.checkpoint.files.bytes(tensor)?;
+        // Read, not mapped: a touched page of a map brings its neighbours along.
+        let mut bytes = vec![0u8; tensor.len];
+        self.checkpoint.files.read_at(tensor, 0, &mut bytes)?;
+        let bytes = &bytes[..];
         let mut out = vec![0.0f32; tensor.n_elements()];
         match tensor.dtype {
             FileDType::F32 => {
