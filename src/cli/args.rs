@@ -51,7 +51,7 @@ pub enum Command {
 /// Flags of every command.
 #[derive(Args, Clone, Debug)]
 pub struct Common {
-    /// auto, cpu or cuda[:N]
+    /// auto, cpu or cuda (cuda:N)
     #[arg(long, value_name = "D", default_value = "auto", hide_default_value = true)]
     pub device: Device,
     /// Seed of everything random [default: 0]

@@ -74,7 +74,7 @@ pub fn print(text: &str) -> Result<()> {
 /// Writes a line of the result.
 ///
 /// # Errors
-/// As [`print`].
+/// As `print`.
 pub fn print_line(text: &str) -> Result<()> {
     print(&format!("{text}\n"))
 }

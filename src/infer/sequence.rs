@@ -110,7 +110,7 @@ impl<'t> Sequence<'t> {
         })
     }
 
-    /// Chooses the next token from `logits` [vocab_size]; returns the text that may be shown now
+    /// Chooses the next token from `logits` `[vocab_size]`; returns the text that may be shown now
     /// and sets `finish` where the sequence ends with it.
     ///
     /// # Errors

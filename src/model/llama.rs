@@ -88,7 +88,7 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Logits [vocab_size] of the `row`-th row that was asked for, counted over all segments.
+    /// Logits `[vocab_size]` of the `row`-th row that was asked for, counted over all segments.
     ///
     /// # Panics
     /// When fewer rows were asked for in the last forward pass.

@@ -20,13 +20,13 @@ const PIECE_BYTES: usize = 1 << 20;
 pub struct Linear {
     /// [out, in].
     pub w: Matrix,
-    /// [out].
+    /// `[out]`.
     pub bias: Option<Vec<f32>>,
 }
 
 /// One transformer block.
 pub struct Block {
-    /// Norm before attention, [dim].
+    /// Norm before attention, `[dim]`.
     pub attn_norm: Vec<f32>,
     /// Query.
     pub wq: Linear,
@@ -36,7 +36,7 @@ pub struct Block {
     pub wv: Linear,
     /// Attention's output.
     pub wo: Linear,
-    /// Norm before the feed-forward, [dim].
+    /// Norm before the feed-forward, `[dim]`.
     pub ffn_norm: Vec<f32>,
     /// Gate.
     pub w1: Linear,
@@ -52,7 +52,7 @@ pub struct Weights {
     pub tok_emb: Matrix,
     /// The blocks, first to last.
     pub blocks: Vec<Block>,
-    /// Norm before the head, [dim].
+    /// Norm before the head, `[dim]`.
     pub out_norm: Vec<f32>,
     /// Output head, [vocab, dim]; shares the table's memory when tied.
     pub lm_head: Matrix,

@@ -4,12 +4,12 @@
 //! out[i, h] = sum over visible j of softmax_j(scale q[i, h] . k[j, h / group]) v[j, h / group]
 //! ```
 //!
-//! A row's positions are cut into chunks of [`CHUNK`] on a grid that starts at position 0. Each
+//! A row's positions are cut into chunks of `CHUNK` on a grid that starts at position 0. Each
 //! chunk gives a maximum, a sum and a vector (`tile`); a row's chunks are merged from left to
 //! right. The grid and the order within a chunk are the same for every number of rows, threads
 //! and tokens at a time, so a row has the same bits whatever it is computed with.
 //!
-//! The work is cut by shape alone: into items of one KV head and up to [`TILES`] tiles of rows
+//! The work is cut by shape alone: into items of one KV head and up to `TILES` tiles of rows
 //! (tokens times the heads that share the KV head), dealt to the members of the team in turns;
 //! or, where those are too few for the team, into items of one chunk more, whose results the
 //! calling thread merges.

@@ -58,7 +58,7 @@ impl QActs {
         self.n_blocks
     }
 
-    /// Codes of row `m`, [k].
+    /// Codes of row `m`, `[k]`.
     #[inline(always)]
     pub fn codes(&self, m: usize) -> &[i8] {
         let k = self.n_blocks * BLOCK;

@@ -105,7 +105,7 @@ impl PackedMatrix {
         &self.panels[p * bytes..(p + 1) * bytes]
     }
 
-    /// Row `row` as f32, into `out` [k].
+    /// Row `row` as f32, into `out` `[k]`.
     ///
     /// # Panics
     /// When the row does not exist or `out` has another length.

@@ -1,6 +1,6 @@
 //! A vector of f32 lanes at every level, and the one place where a level's functions are entered.
 //!
-//! A kernel is a struct of named arguments that implements [`Kernel`] over any [`Vector`]; [`run`]
+//! A kernel is a struct of named arguments that implements `Kernel` over any `Vector`; `run`
 //! picks the vector of an [`Isa`]. The vector types are private to this folder and reach a kernel
 //! only through `run`, so a kernel that holds one runs on a machine that has its instructions.
 //!
