@@ -368,9 +368,9 @@ fn outcome_json(outcome: &Outcome) -> Value {
         "n_gen": n_gen,
         "n_depth": depth,
         "threads": outcome.threads,
-        "avg_tok_per_s": mean(&outcome.tok_per_s),
-        "stddev_tok_per_s": deviation(&outcome.tok_per_s),
-        "samples_tok_per_s": outcome.tok_per_s,
+        "avg_ts": mean(&outcome.tok_per_s),
+        "stddev_ts": deviation(&outcome.tok_per_s),
+        "samples_ts": outcome.tok_per_s,
         "token_ms": outcome.token_ms.map(|p| percentiles_json(&p)),
         "gb_per_s": outcome.gb_per_s,
     })
