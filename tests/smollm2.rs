@@ -30,8 +30,8 @@ const TIE: f64 = 0.001;
 const INT8_BOUND: f64 = 8.0 / 254.0;
 /// Distance of the two likeliest logits below which activations of 8 bits may choose otherwise.
 const INT8_TIE: f64 = 0.25;
-/// Nats by which a single token may be off: the reference adds up 49152 probabilities in f32, which
-/// leaves its values about 1.4e-4 low throughout, and a logit near 25 has its own rounding.
+/// Nats by which a single token may be off. The reference lies about 1.4e-4 low throughout, as adding
+/// up 49152 probabilities one by one in f32 does, and a logit near 25 has its own rounding.
 const EXACT_TOKEN_BOUND: f64 = 5e-4;
 /// The mean over a text moves less than single logits do: the contract's bound.
 const INT8_NLL_BOUND: f64 = 0.005;
