@@ -1,6 +1,8 @@
-//! Weight matrices and where their bytes live. Activations are plain f32 rows in buffers of the
-//! model's workspace.
+//! Weight matrices and where their bytes live; parameters and gradients. Activations are plain
+//! f32 rows in buffers of the model's workspace.
 
 mod matrix;
+mod params;
 
 pub use matrix::{Bytes, Matrix, MatrixData};
+pub use params::{Grads, Param, ParamId, Params};
