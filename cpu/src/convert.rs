@@ -7,6 +7,18 @@ use crate::isa::Isa;
 use crate::simd::{self, Kernel, Vector, put};
 use half::{bf16, f16};
 
+/// The bytes of some numbers, as this machine stores them.
+pub fn bf16_bytes(x: &[bf16]) -> &[u8] {
+    // SAFETY: bf16 has neither padding nor invalid bytes, u8 no alignment; the length is that of x.
+    unsafe { std::slice::from_raw_parts(x.as_ptr().cast::<u8>(), size_of_val(x)) }
+}
+
+/// The bytes of some numbers, as this machine stores them.
+pub fn f32_bytes(x: &[f32]) -> &[u8] {
+    // SAFETY: f32 has neither padding nor invalid bytes, u8 no alignment; the length is that of x.
+    unsafe { std::slice::from_raw_parts(x.as_ptr().cast::<u8>(), size_of_val(x)) }
+}
+
 /// `out = x`, exact. Overwrites.
 ///
 /// # Panics

@@ -21,6 +21,7 @@ pub mod quant;
 pub mod reference;
 pub mod rms_norm;
 pub mod rope;
+pub mod share;
 pub mod simd;
 pub mod softmax;
 pub mod swiglu;

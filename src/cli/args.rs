@@ -10,6 +10,7 @@ use super::failure::Failure;
 use super::generate::GenerateArgs;
 use super::info::InfoArgs;
 use super::terminal::Log;
+use super::verify::VerifyArgs;
 use crate::error::{Error, Result};
 use crate::model::llama::KvType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -46,6 +47,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Measure prompt and token speed
     Bench(BenchArgs),
+    /// Compare the logits of two models
+    Verify(VerifyArgs),
 }
 
 /// Flags of every command.
@@ -147,6 +150,9 @@ pub struct ModelArgs {
     /// Cache type: f16, bf16, f32 or q8_0
     #[arg(long, value_name = "T", hide_possible_values = true)]
     pub kv_type: Option<KvTypeFlag>,
+    /// Add this adapter (PEFT); may be repeated
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Vec<PathBuf>,
     /// Quantised weights times f32 activations
     #[arg(long)]
     pub exact: bool,

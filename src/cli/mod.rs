@@ -18,6 +18,7 @@ pub mod machine;
 pub mod output;
 pub mod session;
 pub mod terminal;
+pub mod verify;
 
 use args::{Cli, Command};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -38,6 +39,7 @@ Begin with a model, a Hugging Face directory or a .gguf file:
   puna generate MODEL -p \"Once upon\"   continue a text
   puna eval nll MODEL --text FILE      score a text
   puna bench MODEL                     measure its speed
+  puna verify A B                      compare the logits of two models
   puna info --machine                  what this machine has
 
 `puna COMMAND --help` shows a command's flags and an example.
@@ -74,6 +76,7 @@ pub fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Chat(args) => chat::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Verify(args) => verify::run(args),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The LLaMA model: settings, weights, cache, forward pass.
 
+pub mod block;
 pub mod checkpoint;
 pub mod config;
 pub mod kv_cache;
@@ -8,4 +9,7 @@ pub mod names;
 pub mod rope;
 pub mod shapes;
 pub mod text;
+pub mod tune;
+mod tune_open;
+mod tune_save;
 pub mod weights;

@@ -7,8 +7,10 @@
 //! `rope_freqs.weight` for per-pair divisors.
 
 use std::f64::consts::PI;
+use std::ops::Range;
 
 use super::config::{RopeConfig, RopeScaling};
+use crate::kernels::rows::Rotations;
 
 /// Inverse frequencies `[dim / 2]` and the factor on cosine and sine (1 except for YaRN) for a
 /// sequence of `seq_len` tokens. Only `Dynamic` looks at the length.
@@ -34,6 +36,32 @@ pub fn inv_freq(cfg: &RopeConfig, head_dim: usize, seq_len: usize) -> (Vec<f32>,
         freqs.iter_mut().zip(factors).for_each(|(f, factor)| *f /= factor);
     }
     (freqs, attention_scale)
+}
+
+/// Empties `angles` for rows of a model like `cfg`.
+pub fn clear_angles(angles: &mut Rotations, cfg: &RopeConfig, head_dim: usize) {
+    angles.cos.clear();
+    angles.sin.clear();
+    angles.half = cfg.dim.min(head_dim) / 2;
+}
+
+/// Appends the angles of some positions of a sequence of `seq_len` tokens, rounded as transformers
+/// rounds them: the angle to f32 before, cosine and sine after.
+pub fn append_angles(
+    angles: &mut Rotations,
+    cfg: &RopeConfig,
+    head_dim: usize,
+    positions: Range<usize>,
+    seq_len: usize,
+) {
+    let (freqs, scale) = inv_freq(cfg, head_dim, seq_len);
+    for pos in positions {
+        for freq in &freqs {
+            let (sin, cos) = f64::from(pos as f32 * freq).sin_cos();
+            angles.cos.push(cos as f32 * scale);
+            angles.sin.push(sin as f32 * scale);
+        }
+    }
 }
 
 /// `1 / theta^(2 i / dim)`.
