@@ -10,10 +10,14 @@
 pub mod attention;
 pub mod buffer;
 pub mod convert;
+pub mod cross_entropy;
+pub mod dropout;
 pub mod elementwise;
+pub mod embedding;
 pub mod floats;
 pub mod isa;
 pub mod matmul;
+pub mod optim;
 pub mod products;
 pub mod qmatmul;
 pub mod quant;
