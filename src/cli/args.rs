@@ -5,6 +5,7 @@
 
 use super::bench::BenchArgs;
 use super::chat::ChatArgs;
+use super::convert::{ConvertArgs, MergeArgs, QuantizeArgs};
 use super::eval::EvalArgs;
 use super::failure::Failure;
 use super::generate::GenerateArgs;
@@ -49,6 +50,12 @@ pub enum Command {
     Bench(BenchArgs),
     /// Compare the logits of two models
     Verify(VerifyArgs),
+    /// Turn a Hugging Face directory into GGUF, or back
+    Convert(ConvertArgs),
+    /// Write a model as GGUF in fewer bits
+    Quantize(QuantizeArgs),
+    /// Add an adapter to a model's weights
+    Merge(MergeArgs),
 }
 
 /// Flags of every command.

@@ -7,6 +7,7 @@ pub mod args;
 pub mod bench;
 pub mod chat;
 pub mod config;
+pub mod convert;
 pub mod dataset;
 pub mod eval;
 pub mod failure;
@@ -77,6 +78,9 @@ pub fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Verify(args) => verify::run(args),
+        Command::Convert(args) => convert::run_convert(args),
+        Command::Quantize(args) => convert::run_quantize(args),
+        Command::Merge(args) => convert::run_merge(args),
     }
 }
 

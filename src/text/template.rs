@@ -80,6 +80,14 @@ impl ChatTemplate {
         ))
     }
 
+    /// The Jinja source; `None` for a preset of pieces.
+    pub fn source(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Jinja { source } => Some(source),
+            Kind::Pieces(_) => None,
+        }
+    }
+
     /// Names of all presets.
     pub fn preset_names() -> Vec<&'static str> {
         presets::names()

@@ -57,10 +57,10 @@ pub(super) enum Engine {
 
 /// A model's tokenizer.
 pub struct Tokenizer {
-    engine: Engine,
+    pub(super) engine: Engine,
     /// Tokens recognised in a text (the engine `Hf` knows its own).
     marks: Marks,
-    specials: Specials,
+    pub(super) specials: Specials,
     /// Ids that end a generation, EOS first.
     ends: Vec<u32>,
     about: String,
