@@ -4,7 +4,7 @@
 use crate::autograd::{Adjoints, Backward, Cx, NodeId, Var};
 use crate::error::Result;
 use crate::kernels::loss::{SCORES, cross_entropy as score};
-use crate::kernels::matmul::{Factor, factor, gemm, weight};
+use crate::kernels::matmul::{Factor, gemm, weight};
 use crate::kernels::{Floats, FloatsMut};
 use crate::tensor::{Matrix, Rows};
 
