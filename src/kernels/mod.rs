@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod embedding;
 pub mod matmul;
+pub mod optim;
 pub mod rows;
 
 use crate::error::{Error, Result};

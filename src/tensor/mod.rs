@@ -6,3 +6,4 @@ mod params;
 
 pub use matrix::{Bytes, Matrix, MatrixData};
 pub use params::{Grads, Param, ParamId, Params};
+pub use puna_cpu::buffer::Buffer;
