@@ -6,6 +6,7 @@ pub mod embedding;
 pub mod flash;
 pub mod loss;
 pub mod matmul;
+pub mod optim;
 pub mod rows;
 
 pub use puna_cpu::floats::{Floats, FloatsMut};
