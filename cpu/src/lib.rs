@@ -12,6 +12,7 @@ pub mod buffer;
 pub mod convert;
 pub mod elementwise;
 pub mod floats;
+pub mod gemm;
 pub mod isa;
 pub mod matmul;
 pub mod products;
