@@ -30,6 +30,23 @@ pub unsafe fn tile(pairs: bool, rows: usize, wide: bool, tile: &Tile) {
     }
 }
 
+/// Asks for the results' lines, which the sums meet at the end.
+#[inline(always)]
+fn fetch(tile: &Tile, rows: usize, width: usize) {
+    if !tile.add {
+        return;
+    }
+    for row in 0..rows {
+        let c = tile.c.wrapping_add(row * tile.c_row);
+        for at in (0..width).step_by(16) {
+            // SAFETY: a hint, never a fault.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(at).cast()) };
+        }
+        // SAFETY: likewise.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(width - 1).cast()) };
+    }
+}
+
 /// Scales the sums of sixteen columns and stores or adds them.
 ///
 /// # Safety
@@ -57,7 +74,9 @@ macro_rules! tile_of {
         unsafe fn $name(tile: &Tile) {
             // Scratch registers need a type to get a vector's name.
             let mut _scratch: __m512;
-            $(let $c0: __m512; let $c1: __m512;)*
+            $(let $c0: __m512;
+              let $c1: __m512;)*
+            fetch(tile, [$($row),*].len(), 32);
             // SAFETY: reads `steps` units of the rows and columns, which the caller vouches for.
             unsafe {
                 asm!(
@@ -70,6 +89,9 @@ macro_rules! tile_of {
                         "vmovups {b0}, zmmword ptr [{b}]\n",
                         "vmovups {b1}, zmmword ptr [{b} + 64]\n",
                         "add {b}, {bs}\n",
+                        "mov {line}, qword ptr [{ahead}]\n",
+                        "add {ahead}, 8\n",
+                        "prefetcht1 [{line}]\n",
                         $("vbroadcastss {x}, dword ptr [", $row, "]\n",
                           $multiply, " {", stringify!($c0), "}, {b0}, {x}\n",
                           $multiply, " {", stringify!($c1), "}, {b1}, {x}\n",)*
@@ -88,6 +110,8 @@ macro_rules! tile_of {
                     b = inout(reg) tile.b => _,
                     bs = in(reg) tile.b_step,
                     steps = inout(reg) tile.steps => _,
+                    ahead = inout(reg) tile.ahead => _,
+                    line = out(reg) _,
                     b0 = out(zmm_reg) _scratch,
                     b1 = out(zmm_reg) _scratch,
                     x = out(zmm_reg) _scratch,
@@ -114,6 +138,7 @@ macro_rules! tile_of {
         unsafe fn $name(tile: &Tile) {
             let mut _scratch: __m512;
             $(let $c0: __m512;)*
+            fetch(tile, [$($row),*].len(), 16);
             // SAFETY: as above.
             unsafe {
                 asm!(
@@ -123,6 +148,9 @@ macro_rules! tile_of {
                         "2:\n",
                         "vmovups {b0}, zmmword ptr [{b}]\n",
                         "add {b}, {bs}\n",
+                        "mov {line}, qword ptr [{ahead}]\n",
+                        "add {ahead}, 8\n",
+                        "prefetcht1 [{line}]\n",
                         $("vbroadcastss {x}, dword ptr [", $row, "]\n",
                           $multiply, " {", stringify!($c0), "}, {b0}, {x}\n",)*
                         "/* {s} {s3} {s5} */\n",
@@ -140,6 +168,8 @@ macro_rules! tile_of {
                     b = inout(reg) tile.b => _,
                     bs = in(reg) tile.b_step,
                     steps = inout(reg) tile.steps => _,
+                    ahead = inout(reg) tile.ahead => _,
+                    line = out(reg) _,
                     b0 = out(zmm_reg) _scratch,
                     x = out(zmm_reg) _scratch,
                     $($c0 = out(zmm_reg) $c0,)*

@@ -162,6 +162,37 @@ impl<'a> View<'a> {
     }
 }
 
+impl View<'_> {
+    /// Adds the addresses of the cache lines that `lanes` and `inputs` are packed from; of
+    /// quantised weights, about these.
+    pub fn lines(&self, lanes: Range<usize>, inputs: Range<usize>, to: &mut Vec<usize>) {
+        let mut run = |bytes: &[u8]| {
+            let first = bytes.as_ptr() as usize / LINE;
+            let end = (bytes.as_ptr() as usize + bytes.len()).div_ceil(LINE);
+            to.extend((first..end).map(|line| line * LINE));
+        };
+        match self.data {
+            Data::Strided(s) => {
+                let (outer, inner) = if s.k_inner { (lanes, inputs) } else { (inputs, lanes) };
+                let size = s.dtype.bytes();
+                for i in outer {
+                    let at = (i * s.stride + inner.start) * size;
+                    run(&s.bytes[at..at + inner.len() * size]);
+                }
+            }
+            Data::Packed(w, k_inner) => {
+                let (rows, cols) = if k_inner { (lanes, inputs) } else { (inputs, lanes) };
+                for panel in blocks_of(&rows, ROWS) {
+                    run(w.panel_part(panel, &blocks_of(&cols, BLOCK)));
+                }
+            }
+        }
+    }
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// The bytes of plain numbers.
 fn bytes_of<T: crate::buffer::Plain>(x: &[T]) -> &[u8] {
     // SAFETY: Plain data has no padding; the same memory for the same lifetime.

@@ -130,6 +130,14 @@ impl PackedMatrix {
 }
 
 impl PackedMatrix {
+    /// About the bytes of some blocks of a panel: those that lie there if headers and scales are
+    /// spread evenly.
+    pub(crate) fn panel_part(&self, panel: usize, blocks: &Range<usize>) -> &[u8] {
+        let (panel, n_blocks) = (self.panel(panel), self.k / BLOCK);
+        let at = |b: usize| panel.len() * b.min(n_blocks) / n_blocks;
+        &panel[at(blocks.start)..at(blocks.end)]
+    }
+
     /// Inputs `32 b` and following of the sixteen rows of a panel as f32, `out[input][row]`: the
     /// values of [`PackedMatrix::decode_row`].
     ///
