@@ -15,6 +15,7 @@ pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
 pub mod floats;
+pub mod gemm;
 pub mod isa;
 pub mod matmul;
 pub mod optim;
