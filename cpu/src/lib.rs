@@ -11,6 +11,7 @@ pub mod attention;
 pub mod buffer;
 pub mod convert;
 pub mod elementwise;
+pub mod flash;
 pub mod floats;
 pub mod isa;
 pub mod matmul;

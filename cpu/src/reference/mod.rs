@@ -1,5 +1,11 @@
 //! Every kernel as plain loops in f64: the truth that tests measure the fast ones against.
 
+mod attention_rows;
+
+pub use attention_rows::{
+    AttentionRowsShape, attention_rows, attention_rows_bwd, attention_rows_bwd_sizes,
+};
+
 /// `out[m, n] = x[m, k] w[n, k]^T`.
 ///
 /// # Panics
