@@ -139,7 +139,7 @@ impl Case {
     /// With u half an epsilon: a score of absolute terms A is off by (head_dim + 2) u A, and a
     /// probability by that of its score, that of its row's normaliser, and u A for each of the
     /// two subtractions. Slopes carry the errors of p, dp and d. Sums over n terms add n u. A
-    /// stored bf16 is off by 2^-9, and with it d; tests allow twice that.
+    /// stored bf16 is off by 2^-9, twice of which is allowed, and d by as much of its terms.
     fn check(&self, isa: Isa, inputs: &Inputs, got: &Outputs) -> Result<(), String> {
         let low = matches!(inputs.q, Block::Bf16(_));
         let Inputs { q, k, v, dout } = inputs;
@@ -177,14 +177,12 @@ impl Case {
         results.push(("out", compare(&got.out.to_f32(), &out, tol)));
         for (which, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
             let (want, size) = (&grads[which], &sizes[which]);
-            let through_d = if which < 2 { stored } else { 0.0 };
+            let through_d = if which < 2 { stored / 2.0 } else { 0.0 };
             let tol = |i: usize| (rel + through_d) * size[i] + stored * want[i].abs() + 1e-30;
             results.push((name, compare(&got.grads[which].to_f32(), want, tol)));
-            // A gradient of zeros would be found out. A row that sees itself alone has no slope.
-            let total: f64 = want.iter().map(|x| x.abs()).sum();
-            let slack: f64 = (0..want.len()).map(tol).sum();
-            if total < 4.0 * slack && longest > 1 {
-                results.push((name, Err(format!("all of it {total:e}, tolerance {slack:e}"))));
+            // A row that sees itself alone has no slope.
+            if longest > 1 && compare(&vec![0.0; want.len()], want, tol).is_ok() {
+                results.push((name, Err("zeros would do".into())));
             }
         }
         let mut failures = String::new();
