@@ -3,7 +3,7 @@
 use super::plan::{Item, Plan, deal};
 use super::rows::{Dots, Factor, Load, Number, SharedFloats, Store, put};
 use super::tile::{Band, Scores, Slopes, Sums, Transpose};
-use super::{KEYS, Scratch, Shape, members, take};
+use super::{KEYS, ROW_STEP, Scratch, Shape, members, take};
 use crate::buffer::Buffer;
 use crate::floats::{Floats, FloatsMut};
 use crate::isa::Isa;
@@ -181,8 +181,8 @@ impl Share<'_> {
         V::enter(Load { tile: tiles.dout, width, from: self.dout, place, factor: 1.0 });
         // Until its sums begin, dq's tile holds the rows of out.
         V::enter(Load { tile: tiles.dq, width, from: self.out, place, factor: 1.0 });
-        V::enter(Dots { out: tiles.d, a: tiles.dout, b: tiles.dq, width });
-        tiles.dq.fill(0.0);
+        V::enter(Dots { out: &mut tiles.d[..n_rows], a: tiles.dout, b: tiles.dq, width });
+        tiles.dq[..n_rows.next_multiple_of(ROW_STEP) * width].fill(0.0);
         for head in 0..group {
             for (i, lse) in self.lse[plan.lse_rows(item, head, &pos)].iter().enumerate() {
                 tiles.lse[i * group + head] = *lse;

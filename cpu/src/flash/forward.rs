@@ -3,7 +3,7 @@
 use super::plan::{Item, Plan, deal};
 use super::rows::{Factor, Load, Place, SharedFloats, Store};
 use super::tile::{Band, Scores, Soften, Sums, Transpose};
-use super::{KEYS, Scratch, Shape, members, take};
+use super::{KEYS, ROW_STEP, Scratch, Shape, members, take};
 use crate::floats::{Floats, FloatsMut};
 use crate::isa::Isa;
 use crate::simd::{self, Kernel, Vector};
@@ -126,7 +126,7 @@ impl Share<'_> {
         let place = plan.q_place(item, &item.pos);
         let n_rows = place.n_pos * plan.group;
         V::enter(Load { tile: tiles.q, width, from: self.q, place, factor: scale });
-        tiles.o.fill(0.0);
+        tiles.o[..n_rows.next_multiple_of(ROW_STEP) * width].fill(0.0);
         tiles.m.fill(f32::NEG_INFINITY);
         tiles.l.fill(0.0);
         for first_key in plan.tiles(&item.pos) {

@@ -37,7 +37,7 @@ use crate::buffer::Buffer;
 use plan::{Item, Plan};
 
 /// Rows (positions times the heads of a group) of a block of queries, about.
-const ROWS: usize = 128;
+const ROWS: usize = 192;
 /// Keys in a tile, counted from the start of their span.
 const KEYS: usize = 64;
 /// Rows that tiles are rounded up to: the most that a register tile has.

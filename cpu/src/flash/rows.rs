@@ -122,14 +122,17 @@ impl Load<'_> {
         for pos in 0..place.n_pos {
             for x in x[place.heads(pos)].chunks_exact(place.head_dim) {
                 let Some(row) = rows.next() else { return };
-                let mut x = x.chunks(V::LANES);
-                for to in row.chunks_exact_mut(V::LANES) {
-                    let v = match x.next() {
-                        Some(x) => get::<V, N>(x).mul(factor),
-                        None => V::splat(0.0),
-                    };
+                let (vectors, tail) = row.split_at_mut(place.head_dim / V::LANES * V::LANES);
+                let whole = x.chunks_exact(V::LANES);
+                let rest = whole.remainder();
+                for (to, x) in vectors.chunks_exact_mut(V::LANES).zip(whole) {
+                    // SAFETY: both slices hold LANES elements.
+                    unsafe { N::load::<V>(x.as_ptr()).mul(factor).store(to.as_mut_ptr()) };
+                }
+                for (i, to) in tail.chunks_exact_mut(V::LANES).enumerate() {
+                    let x = if i == 0 { get::<V, N>(rest).mul(factor) } else { V::splat(0.0) };
                     // SAFETY: the slice holds LANES elements.
-                    unsafe { v.store(to.as_mut_ptr()) };
+                    unsafe { x.store(to.as_mut_ptr()) };
                 }
             }
         }
