@@ -14,6 +14,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
+pub mod flash;
 pub mod floats;
 pub mod gemm;
 pub mod isa;

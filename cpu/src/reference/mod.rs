@@ -12,6 +12,12 @@ pub use attention_rows::{
     AttentionRowsShape, attention_rows, attention_rows_bwd, attention_rows_bwd_sizes,
 };
 
+mod attention_rows;
+
+pub use attention_rows::{
+    AttentionRowsShape, attention_rows, attention_rows_bwd, attention_rows_bwd_sizes,
+};
+
 /// `out[m, n] = x[m, k] w[n, k]^T`.
 ///
 /// # Panics
