@@ -15,7 +15,7 @@ use crate::format::{FileDType, TensorFile, TensorInfo, safetensors};
 
 use super::config::Config;
 pub use super::names::Layout;
-use super::names::{BlockWeight, GGUF_ROPE_FREQS, Weight};
+use super::names::{GGUF_ROPE_FREQS, Weight};
 
 /// Suggestions of the model's maker for sampling, and its special tokens.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -184,7 +184,7 @@ pub fn write_hf_files(
 }
 
 /// Names and contents of `generation_config.json` and the tokenizer's files.
-fn text_files(extras: Extras<'_>, vocab_size: usize) -> Result<Vec<(String, Vec<u8>)>> {
+fn text_files(extras: Extras<'_>) -> Result<Vec<(String, Vec<u8>)>> {
     let mut files = vec![];
     let mut generation = None;
     match extras.text {

@@ -50,14 +50,16 @@ fn refuse<T>(what: impl std::fmt::Display) -> Result<T> {
 impl GgufVocabBuf {
     /// The vocabulary as the metadata states it.
     pub fn view(&self) -> GgufVocab<'_> {
-        let texts = |list: &'_ Vec<String>| list.iter().map(String::as_str).collect();
+        fn texts(list: &[String]) -> Vec<&str> {
+            list.iter().map(String::as_str).collect()
+        }
         GgufVocab {
             model: self.model,
             pre: self.pre,
-            tokens: self.tokens.iter().map(String::as_str).collect(),
+            tokens: texts(&self.tokens),
             scores: self.scores.clone(),
             token_types: Some(self.types.clone()),
-            merges: self.merges.as_ref().map(texts),
+            merges: self.merges.as_deref().map(texts),
             bos_id: self.bos_id,
             eos_id: self.eos_id,
             unk_id: self.unk_id,
@@ -325,7 +327,7 @@ fn of_spm_json(json: &Value) -> Result<GgufVocabBuf> {
         } else if spm::byte_value(text).is_some() && model["byte_fallback"] == true {
             types[id] = BYTE;
         }
-        if types[id] != NORMAL {
+        if !joins(text, types[id]) {
             continue;
         }
         match rank.get(&id) {
@@ -335,7 +337,7 @@ fn of_spm_json(json: &Value) -> Result<GgufVocabBuf> {
         }
         for (at, _) in text.char_indices().skip(1) {
             let (a, b) = text.split_at(at);
-            let mergeable = |part: &str| ids.get(part).is_some_and(|&id| types[id] == NORMAL);
+            let mergeable = |part: &str| ids.get(part).is_some_and(|&id| joins(part, types[id]));
             if mergeable(a) && mergeable(b) && !listed.contains(&(a, b)) {
                 return refuse(format!(
                     "{a:?} and {b:?} are tokens and so is {text:?}, but no merge"
@@ -351,6 +353,12 @@ fn of_spm_json(json: &Value) -> Result<GgufVocabBuf> {
         add_space_prefix: Some(add_space_prefix),
         ..GgufVocabBuf::default()
     })
+}
+
+/// Whether merging makes or takes a token: one that the user defined is found in the text before,
+/// unless it is spelled with the escaped space.
+fn joins(text: &str, kind: i32) -> bool {
+    kind == NORMAL || kind == USER_DEFINED && text.contains(spm::SPACE)
 }
 
 /// Whether a space is put in front of a text, from the normaliser or the pre-tokenizer.

@@ -111,10 +111,11 @@ fn ends(specials: &Specials, bos: Option<String>, eos: Option<String>) -> Value 
     for (id, text) in bos.iter().chain(&eos) {
         tokens.insert(text.clone(), json!({"id": text, "ids": [id], "tokens": [text]}));
     }
+    let pair = [around("A", 0), around("B", 1)].concat();
     json!({
         "type": "TemplateProcessing",
         "single": around("A", 0),
-        "pair": [around("A", 0), around("B", 1)].concat(),
+        "pair": pair,
         "special_tokens": tokens,
     })
 }
@@ -188,7 +189,12 @@ fn sentencepiece(spm: &Spm, unk: Option<u32>) -> Result<Value> {
 fn merges(spm: &Spm) -> Result<Vec<Value>> {
     let mergeable = |text: &str| {
         let piece = spm.id(text).and_then(|id| spm.piece(id))?;
-        let joins = matches!(piece.kind, Kind::Normal | Kind::UserDefined | Kind::Unused);
+        let joins = match piece.kind {
+            Kind::Normal | Kind::Unused => true,
+            // Found in the text before anything is joined, unless it is spelled with the escape.
+            Kind::UserDefined => text.contains(spm::SPACE),
+            Kind::Unknown | Kind::Control | Kind::Byte(_) => false,
+        };
         joins.then_some(())
     };
     let mut products = vec![];

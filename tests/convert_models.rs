@@ -1,0 +1,382 @@
+//! Models from one form into another and back: equal bits, equal logits; adapters added to weights
+//! against what PEFT computes; nothing half-written left where it cannot be finished.
+
+#[path = "support/engine.rs"]
+mod engine;
+#[path = "support/fixture.rs"]
+mod fixture;
+#[path = "support/program.rs"]
+mod program;
+#[path = "support/toy.rs"]
+mod toy;
+
+use engine::{append, load};
+use fixture::{ids, json};
+use program::puna;
+use puna::format::mmap::Access;
+use puna::format::{FileDType, safetensors};
+use puna::model::checkpoint::Checkpoint;
+use puna::model::config::{RopePairing, RopeScaling};
+use puna::model::convert::{convert, merge, quantize};
+use puna::model::export::{WriteOptions, write_hf};
+use puna::model::llama::KvType;
+use puna::model::names::Weight;
+use puna::model::source::WeightSource;
+use puna_cpu::quant::BlockType;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const MODELS: [&str; 7] = [
+    "mini-bf16-sharded",
+    "mini-dynamic",
+    "mini-gqa",
+    "mini-headdim-bias",
+    "mini-linear",
+    "mini-llama3rope",
+    "mini-mha",
+];
+
+/// f32 arithmetic in another order: the promise of the contract, relative to the largest logit.
+const F32_BOUND: f64 = 1e-4;
+
+fn options() -> WriteOptions<'static> {
+    WriteOptions::default()
+}
+
+/// Logits of the model's first reference sequence.
+fn logits(path: &Path, model: &str) -> Vec<f32> {
+    let tokens = ids(&json(model, "inputs.json")["logits"][0]);
+    let loaded = load(path, 1, true);
+    let mut cache = loaded.new_cache(tokens.len(), KvType::F32).expect("room for a short sequence");
+    let mut ws = loaded.workspace();
+    append(&loaded, &mut ws, &mut cache, &tokens)
+}
+
+/// Largest difference, relative to the largest reference value.
+fn apart(got: &[f32], wanted: &[f32]) -> f64 {
+    assert_eq!(got.len(), wanted.len());
+    let most = wanted.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    let worst = got.iter().zip(wanted).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(most > 0.0 && !worst.is_nan());
+    f64::from(worst / most)
+}
+
+/// A weight's values as f32, in the file's order.
+fn values(checkpoint: &Checkpoint, weight: Weight) -> Vec<f32> {
+    let shape = checkpoint.shape(weight);
+    let mut out = vec![0.0; shape.iter().product()];
+    checkpoint.rows(weight, 0..shape[0], &mut out).unwrap();
+    out
+}
+
+/// Every weight has the same bits in both.
+fn same_weights(a: &Path, b: &Path) {
+    let (a, b) = (Checkpoint::open(a).unwrap(), Checkpoint::open(b).unwrap());
+    assert_eq!(a.config.rope.pairing, b.config.rope.pairing);
+    assert!(a.config.weights().eq(b.config.weights()));
+    for weight in a.config.weights() {
+        let bits =
+            |c: &Checkpoint| values(c, weight).iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&a) == bits(&b), "{weight}");
+    }
+}
+
+#[test]
+fn there_and_back_gives_equal_bits_and_equal_logits() {
+    for model in MODELS {
+        let scratch = tempfile::tempdir().unwrap();
+        let (gguf, back) = (scratch.path().join("m.gguf"), scratch.path().join("back"));
+        let source = fixture::dir(model);
+        if model == "mini-dynamic" {
+            let error = convert(&source, &gguf, None, &options()).unwrap_err().to_string();
+            assert!(error.contains("\"dynamic\"") && error.contains(model), "{error}");
+            assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+            // Directory to directory is still a way.
+            convert(&source, &back, None, &options()).unwrap();
+        } else {
+            for dtype in [Some(FileDType::F32), None] {
+                let options = WriteOptions { overwrite: true, ..options() };
+                convert(&source, &gguf, dtype, &options).unwrap();
+                convert(&gguf, &back, dtype, &options).unwrap();
+                same_weights(&source, &back);
+            }
+            let config = Checkpoint::open(&gguf).unwrap().config;
+            assert_eq!(config.rope.pairing, RopePairing::Interleaved);
+            assert!(apart(&logits(&gguf, model), &logits(&source, model)) <= F32_BOUND, "{model}");
+        }
+        same_weights(&source, &back);
+        let config = |path: &Path| Checkpoint::open(path).unwrap().config;
+        assert_eq!(config(&back), config(&source), "{model}");
+        assert!(logits(&back, model) == logits(&source, model), "{model}: other bits");
+    }
+}
+
+#[test]
+fn shards_hold_the_same_model() {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("sharded");
+    let source = Checkpoint::open(&fixture::dir("mini-gqa")).unwrap();
+    let small = WriteOptions { shard_bytes: 200_000, ..options() };
+    let extras = puna::model::export::Extras::of(&source);
+    write_hf(&out, &source, extras, FileDType::F32, &small).unwrap();
+    let shards = fs::read_dir(&out).unwrap().filter(|entry| {
+        entry.as_ref().unwrap().file_name().to_string_lossy().ends_with(".safetensors")
+    });
+    assert!(shards.count() > 3);
+    same_weights(&fixture::dir("mini-gqa"), &out);
+}
+
+/// Tensor `name` of the adapter's reference logits.
+fn reference(name: &str) -> Option<Vec<u8>> {
+    let path = fixture::dir("mini-gqa").join("lora-all-init-logits.safetensors");
+    let files = safetensors::open(&path, Access::Map).unwrap();
+    Some(files.bytes(files.get(name)?).unwrap().to_vec())
+}
+
+fn reference_logits(name: &str) -> Vec<f32> {
+    let bytes = reference(name).unwrap();
+    bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+}
+
+#[test]
+fn merged_logits_are_those_of_peft_from_every_form() {
+    let scratch = tempfile::tempdir().unwrap();
+    let base = fixture::dir("mini-gqa");
+    let adapter = base.join("lora-all-init");
+    let at = |name: &str| scratch.path().join(name);
+    convert(&base, &at("base.gguf"), None, &options()).unwrap();
+    let forms: [(PathBuf, PathBuf); 4] = [
+        (base.clone(), at("merged-hf")),
+        (base.clone(), at("merged.gguf")),
+        (at("base.gguf"), at("merged-of-gguf")),
+        (at("base.gguf"), at("merged-of-gguf.gguf")),
+    ];
+    for (model, out) in &forms {
+        let (_, merged) = merge(model, &adapter, out, None, &options()).unwrap();
+        assert_eq!(merged, 28);
+        let loaded = load(out, 1, true);
+        let mut i = 0;
+        while let Some(bytes) = reference(&format!("input_ids.{i}")) {
+            let tokens: Vec<u32> =
+                bytes.as_chunks().0.iter().map(|&b| i64::from_le_bytes(b) as u32).collect();
+            let mut cache = loaded.new_cache(tokens.len(), KvType::F32).unwrap();
+            let mut ws = loaded.workspace();
+            let got = append(&loaded, &mut ws, &mut cache, &tokens);
+            let wanted = reference_logits(&format!("merged_logits.{i}"));
+            let off = apart(&got, &wanted);
+            println!("{}: sequence {i}: {off:.2e}", out.display());
+            assert!(off <= F32_BOUND, "{}: sequence {i}: {off:e}", out.display());
+            i += 1;
+        }
+        assert!(i > 1);
+    }
+    // The two orders of rows lead to the same sums.
+    same_weights(&at("merged-hf"), &at("merged-of-gguf"));
+    // And the adapter does change the model.
+    assert!(apart(&logits(&at("merged-hf"), "mini-gqa"), &logits(&base, "mini-gqa")) > 1e-2);
+}
+
+#[test]
+fn every_type_quantises_and_rows_that_do_not_fit_fall_back() {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("q.gguf");
+    let replace = WriteOptions { overwrite: true, ..options() };
+    let model = fixture::dir("mini-gqa"); // rows of 64 and 192
+    let source = logits(&model, "mini-gqa");
+    for block in BlockType::ALL {
+        let written = quantize(&model, &out, FileDType::Block(block), &replace).unwrap();
+        let checkpoint = Checkpoint::open(&out).unwrap();
+        let fits = block.block_len() == 32;
+        let wanted = if fits { block } else { BlockType::Q8_0 };
+        for weight in checkpoint.config.weights() {
+            let dtype = checkpoint.weight(weight).unwrap().dtype;
+            let matrix = checkpoint.shape(weight).len() == 2;
+            assert_eq!(dtype, if matrix { FileDType::Block(wanted) } else { FileDType::F32 });
+        }
+        assert_eq!(written.notes.is_empty(), fits, "{block:?}: {:?}", written.notes);
+        let off = apart(&logits(&out, "mini-gqa"), &source);
+        // Far from sound would be a wrong order of rows; the formats' own bounds are tested with
+        // the formats. Zeros would be off by 1.
+        assert!(off > 0.0 && off < 0.5, "{block:?}: {off}");
+    }
+    // Rows of 42 fit no block.
+    let written = quantize(
+        &fixture::dir("mini-headdim-bias"),
+        &out,
+        FileDType::Block(BlockType::Q4_K),
+        &replace,
+    )
+    .unwrap();
+    assert!(written.notes.iter().any(|note| note.contains("F16")), "{:?}", written.notes);
+    // A quantised model becomes a directory again, rounded once more.
+    let back = scratch.path().join("back");
+    quantize(&model, &out, FileDType::Block(BlockType::Q8_0), &replace).unwrap();
+    let written = convert(&out, &back, None, &options()).unwrap();
+    assert_eq!(written.types[0].0, FileDType::BF16);
+    assert!(written.notes.iter().any(|note| note.contains("Q8_0")));
+    convert(&out, &back, Some(FileDType::F32), &replace).unwrap();
+    assert!(apart(&logits(&back, "mini-gqa"), &logits(&out, "mini-gqa")) <= F32_BOUND);
+    let q4 = Some(FileDType::Block(BlockType::Q4_0));
+    let error = convert(&out, &back, q4, &replace).unwrap_err().to_string();
+    assert!(error.contains("Q4_0") && error.contains(".gguf"), "{error}");
+}
+
+#[test]
+fn merging_into_a_quantised_file_keeps_its_types_and_the_untouched_bytes() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (base, out) = (scratch.path().join("q.gguf"), scratch.path().join("out.gguf"));
+    let model = fixture::dir("mini-gqa");
+    quantize(&model, &base, FileDType::Block(BlockType::Q4_0), &options()).unwrap();
+    merge(&base, &model.join("lora-qv-final"), &out, None, &options()).unwrap();
+    let (a, b) = (Checkpoint::open(&base).unwrap(), Checkpoint::open(&out).unwrap());
+    let mut changed = 0;
+    for weight in a.config.weights() {
+        let (x, y) = (a.weight(weight).unwrap(), b.weight(weight).unwrap());
+        assert_eq!(x.dtype, y.dtype, "{weight}");
+        let equal = a.files.bytes(x).unwrap() == b.files.bytes(y).unwrap();
+        let adapted = x.name.contains("attn_q.") || x.name.contains("attn_v.");
+        assert!(adapted || equal, "{weight} has no adapter");
+        changed += usize::from(!equal);
+    }
+    assert_eq!(changed, 8);
+}
+
+#[test]
+fn llama3_scaling_survives_as_divisors() {
+    let scratch = tempfile::tempdir().unwrap();
+    let gguf = scratch.path().join("m.gguf");
+    convert(&fixture::dir("mini-llama3rope"), &gguf, None, &options()).unwrap();
+    let rope = Checkpoint::open(&gguf).unwrap().config.rope;
+    assert_eq!(rope.scaling, RopeScaling::None);
+    let factors = rope.freq_factors.unwrap();
+    assert_eq!((factors[0], *factors.last().unwrap()), (1.0, 4.0));
+    // From GGUF to GGUF they stay.
+    let again = scratch.path().join("again.gguf");
+    convert(&gguf, &again, None, &options()).unwrap();
+    assert_eq!(Checkpoint::open(&again).unwrap().config.rope.freq_factors, Some(factors));
+}
+
+#[test]
+fn the_tokenizer_travels_with_the_model() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name).display().to_string();
+    fs::create_dir(at("toy")).unwrap();
+    toy::make(Path::new(&at("toy")));
+    puna(&["convert", &at("toy"), &at("toy.gguf"), "--json"]).done();
+    puna(&["convert", &at("toy.gguf"), &at("back"), "--json"]).done();
+    let answer = |model: &str| {
+        let run = puna(&[
+            "generate",
+            &at(model),
+            "-p",
+            "Hello 12345, the\n\nworld",
+            "--json",
+            "--max-new-tokens",
+            "8",
+        ]);
+        let value = run.done().json().remove(0);
+        (value["prompt_tokens"].clone(), value["tokens"].clone(), value["text"].clone())
+    };
+    let first = answer("toy");
+    assert!(first.0.as_array().unwrap().len() > 8);
+    assert_eq!(answer("toy.gguf"), first);
+    assert_eq!(answer("back"), first);
+    // The template came along: a chat prompt has the same ids.
+    let chat = |model: &str| {
+        let run = puna(&[
+            "generate",
+            &at(model),
+            "--chat",
+            "-p",
+            "Hi",
+            "--json",
+            "--max-new-tokens",
+            "1",
+        ]);
+        run.done().json().remove(0)["prompt_tokens"].clone()
+    };
+    assert_eq!(chat("toy.gguf"), chat("toy"));
+    assert_eq!(chat("back"), chat("toy"));
+}
+
+#[test]
+fn nothing_half_written_is_left_and_nothing_is_replaced_unasked() {
+    let scratch = tempfile::tempdir().unwrap();
+    let model = fixture::dir("mini-mha");
+    let file = scratch.path().join("file");
+    fs::write(&file, "mine").unwrap();
+    let names = || {
+        let entries = fs::read_dir(scratch.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    for out in [file.join("out"), file.join("out.gguf"), scratch.path().join("no/such/out.gguf")] {
+        let error = convert(&model, &out, None, &options()).unwrap_err();
+        assert!(matches!(error, puna::Error::Io { .. }), "{error}");
+        assert!(error.to_string().contains("out"), "{error}");
+        assert_eq!(names(), ["file"]);
+    }
+    // Cancelled in the middle.
+    let stop = |done: u64, total: u64| match done > total / 2 {
+        true => Err(puna::Error::Cancelled),
+        false => Ok(()),
+    };
+    for out in ["out", "out.gguf"] {
+        let cancelled = WriteOptions { progress: &stop, ..options() };
+        let out = scratch.path().join(out);
+        assert!(matches!(convert(&model, &out, None, &cancelled), Err(puna::Error::Cancelled)));
+        assert_eq!(names(), ["file"]);
+    }
+    for out in ["out", "out.gguf"] {
+        let out = scratch.path().join(out);
+        convert(&model, &out, None, &options()).unwrap();
+        let error = convert(&model, &out, None, &options()).unwrap_err().to_string();
+        assert!(error.contains("--overwrite"), "{error}");
+        convert(&model, &out, None, &WriteOptions { overwrite: true, ..options() }).unwrap();
+    }
+    fs::write(scratch.path().join("out/thesis.txt"), "mine").unwrap();
+    let replace = WriteOptions { overwrite: true, ..options() };
+    let error =
+        convert(&model, &scratch.path().join("out"), None, &replace).unwrap_err().to_string();
+    assert!(error.contains("thesis.txt"), "{error}");
+    assert_eq!(names(), ["file", "out", "out.gguf"]);
+}
+
+#[test]
+fn the_commands_report_and_refuse() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name).display().to_string();
+    let model = fixture::dir("mini-gqa").display().to_string();
+    let adapter = fixture::dir("mini-gqa").join("lora-all-init").display().to_string();
+
+    let run =
+        puna(&["merge", &model, "--adapter", &adapter, &at("m"), "--dtype", "bf16", "--json"]);
+    let value = run.done().json().remove(0);
+    assert_eq!((&value["format"], &value["merged"]), (&"huggingface".into(), &28.into()));
+    assert_eq!(value["tensor_types"]["BF16"], value["tensors"]);
+    let run = puna(&["quantize", &at("m"), &at("q.gguf"), "--type", "q4_k"]).done();
+    assert!(
+        run.stdout.contains("Q8_0") && run.stderr.contains("Q4_K"),
+        "{run:?}",
+        run = (run.stdout, run.stderr)
+    );
+
+    let cases: [(&[&str], i32, &str); 8] = [
+        (&["convert", &model], 2, "no output named"),
+        (&["convert"], 2, "no model named"),
+        (&["quantize", &model, &at("x.gguf")], 2, "no type named"),
+        (&["quantize", &model, &at("x.gguf"), "--type", "Q9"], 2, "Q9"),
+        (&["quantize", &model, &at("x"), "--type", "Q4_0"], 2, "are .gguf files"),
+        (&["merge", &model, &at("x")], 2, "no adapter named"),
+        (&["merge", &model, &at("x"), "--adapter", &model], 1, "adapter_config.json"),
+        (&["convert", &model, &at("q.gguf")], 1, "--overwrite"),
+    ];
+    for (words, status, wanted) in cases {
+        let run = puna(words);
+        assert_eq!(run.status, Some(status), "{words:?}: {}", run.stderr);
+        assert!(run.stderr.contains(wanted), "{words:?}: {}", run.stderr);
+        assert!(run.stdout.is_empty());
+    }
+    assert!(!scratch.path().join("x").exists() && !scratch.path().join("x.gguf").exists());
+}
