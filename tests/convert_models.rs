@@ -3,16 +3,10 @@
 
 #[path = "support/engine.rs"]
 mod engine;
-#[path = "support/fixture.rs"]
-mod fixture;
-#[path = "support/program.rs"]
-mod program;
 #[path = "support/toy.rs"]
 mod toy;
 
 use engine::{append, load};
-use fixture::{ids, json};
-use program::puna;
 use puna::format::mmap::Access;
 use puna::format::{FileDType, safetensors};
 use puna::model::checkpoint::Checkpoint;
@@ -23,8 +17,10 @@ use puna::model::llama::KvType;
 use puna::model::names::Weight;
 use puna::model::source::WeightSource;
 use puna_cpu::quant::BlockType;
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const MODELS: [&str; 7] = [
     "mini-bf16-sharded",
@@ -39,13 +35,39 @@ const MODELS: [&str; 7] = [
 /// f32 arithmetic in another order: the promise of the contract, relative to the largest logit.
 const F32_BOUND: f64 = 1e-4;
 
+fn fixture(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model)
+}
+
+/// The first reference sequence of a model.
+fn prompt(model: &str) -> Vec<u32> {
+    let text = fs::read(fixture(model).join("inputs.json")).unwrap();
+    let inputs: Value = serde_json::from_slice(&text).unwrap();
+    let ids = inputs["logits"][0].as_array().unwrap().iter();
+    ids.map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// What a run of the program left: exit status, standard output, standard error.
+fn puna(words: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_puna")).args(words).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// The JSON object that a run which must succeed prints.
+fn result(words: &[&str]) -> Value {
+    let (status, stdout, stderr) = puna(words);
+    assert_eq!(status, Some(0), "{words:?}: {stderr}");
+    serde_json::from_str(&stdout).unwrap()
+}
+
 fn options() -> WriteOptions<'static> {
     WriteOptions::default()
 }
 
 /// Logits of the model's first reference sequence.
 fn logits(path: &Path, model: &str) -> Vec<f32> {
-    let tokens = ids(&json(model, "inputs.json")["logits"][0]);
+    let tokens = prompt(model);
     let loaded = load(path, 1, true);
     let mut cache = loaded.new_cache(tokens.len(), KvType::F32).expect("room for a short sequence");
     let mut ws = loaded.workspace();
@@ -86,7 +108,7 @@ fn there_and_back_gives_equal_bits_and_equal_logits() {
     for model in MODELS {
         let scratch = tempfile::tempdir().unwrap();
         let (gguf, back) = (scratch.path().join("m.gguf"), scratch.path().join("back"));
-        let source = fixture::dir(model);
+        let source = fixture(model);
         if model == "mini-dynamic" {
             let error = convert(&source, &gguf, None, &options()).unwrap_err().to_string();
             assert!(error.contains("\"dynamic\"") && error.contains(model), "{error}");
@@ -115,7 +137,7 @@ fn there_and_back_gives_equal_bits_and_equal_logits() {
 fn shards_hold_the_same_model() {
     let scratch = tempfile::tempdir().unwrap();
     let out = scratch.path().join("sharded");
-    let source = Checkpoint::open(&fixture::dir("mini-gqa")).unwrap();
+    let source = Checkpoint::open(&fixture("mini-gqa")).unwrap();
     let small = WriteOptions { shard_bytes: 200_000, ..options() };
     let extras = puna::model::export::Extras::of(&source);
     write_hf(&out, &source, extras, FileDType::F32, &small).unwrap();
@@ -123,12 +145,12 @@ fn shards_hold_the_same_model() {
         entry.as_ref().unwrap().file_name().to_string_lossy().ends_with(".safetensors")
     });
     assert!(shards.count() > 3);
-    same_weights(&fixture::dir("mini-gqa"), &out);
+    same_weights(&fixture("mini-gqa"), &out);
 }
 
 /// Tensor `name` of the adapter's reference logits.
 fn reference(name: &str) -> Option<Vec<u8>> {
-    let path = fixture::dir("mini-gqa").join("lora-all-init-logits.safetensors");
+    let path = fixture("mini-gqa").join("lora-all-init-logits.safetensors");
     let files = safetensors::open(&path, Access::Map).unwrap();
     Some(files.bytes(files.get(name)?).unwrap().to_vec())
 }
@@ -141,7 +163,7 @@ fn reference_logits(name: &str) -> Vec<f32> {
 #[test]
 fn merged_logits_are_those_of_peft_from_every_form() {
     let scratch = tempfile::tempdir().unwrap();
-    let base = fixture::dir("mini-gqa");
+    let base = fixture("mini-gqa");
     let adapter = base.join("lora-all-init");
     let at = |name: &str| scratch.path().join(name);
     convert(&base, &at("base.gguf"), None, &options()).unwrap();
@@ -181,7 +203,7 @@ fn every_type_quantises_and_rows_that_do_not_fit_fall_back() {
     let scratch = tempfile::tempdir().unwrap();
     let out = scratch.path().join("q.gguf");
     let replace = WriteOptions { overwrite: true, ..options() };
-    let model = fixture::dir("mini-gqa"); // rows of 64 and 192
+    let model = fixture("mini-gqa"); // rows of 64 and 192
     let source = logits(&model, "mini-gqa");
     for block in BlockType::ALL {
         let written = quantize(&model, &out, FileDType::Block(block), &replace).unwrap();
@@ -200,13 +222,9 @@ fn every_type_quantises_and_rows_that_do_not_fit_fall_back() {
         assert!(off > 0.0 && off < 0.5, "{block:?}: {off}");
     }
     // Rows of 42 fit no block.
-    let written = quantize(
-        &fixture::dir("mini-headdim-bias"),
-        &out,
-        FileDType::Block(BlockType::Q4_K),
-        &replace,
-    )
-    .unwrap();
+    let written =
+        quantize(&fixture("mini-headdim-bias"), &out, FileDType::Block(BlockType::Q4_K), &replace)
+            .unwrap();
     assert!(written.notes.iter().any(|note| note.contains("F16")), "{:?}", written.notes);
     // A quantised model becomes a directory again, rounded once more.
     let back = scratch.path().join("back");
@@ -225,7 +243,7 @@ fn every_type_quantises_and_rows_that_do_not_fit_fall_back() {
 fn merging_into_a_quantised_file_keeps_its_types_and_the_untouched_bytes() {
     let scratch = tempfile::tempdir().unwrap();
     let (base, out) = (scratch.path().join("q.gguf"), scratch.path().join("out.gguf"));
-    let model = fixture::dir("mini-gqa");
+    let model = fixture("mini-gqa");
     quantize(&model, &base, FileDType::Block(BlockType::Q4_0), &options()).unwrap();
     merge(&base, &model.join("lora-qv-final"), &out, None, &options()).unwrap();
     let (a, b) = (Checkpoint::open(&base).unwrap(), Checkpoint::open(&out).unwrap());
@@ -245,7 +263,7 @@ fn merging_into_a_quantised_file_keeps_its_types_and_the_untouched_bytes() {
 fn llama3_scaling_survives_as_divisors() {
     let scratch = tempfile::tempdir().unwrap();
     let gguf = scratch.path().join("m.gguf");
-    convert(&fixture::dir("mini-llama3rope"), &gguf, None, &options()).unwrap();
+    convert(&fixture("mini-llama3rope"), &gguf, None, &options()).unwrap();
     let rope = Checkpoint::open(&gguf).unwrap().config.rope;
     assert_eq!(rope.scaling, RopeScaling::None);
     let factors = rope.freq_factors.unwrap();
@@ -262,47 +280,27 @@ fn the_tokenizer_travels_with_the_model() {
     let at = |name: &str| scratch.path().join(name).display().to_string();
     fs::create_dir(at("toy")).unwrap();
     toy::make(Path::new(&at("toy")));
-    puna(&["convert", &at("toy"), &at("toy.gguf"), "--json"]).done();
-    puna(&["convert", &at("toy.gguf"), &at("back"), "--json"]).done();
-    let answer = |model: &str| {
-        let run = puna(&[
-            "generate",
-            &at(model),
-            "-p",
-            "Hello 12345, the\n\nworld",
-            "--json",
-            "--max-new-tokens",
-            "8",
-        ]);
-        let value = run.done().json().remove(0);
-        (value["prompt_tokens"].clone(), value["tokens"].clone(), value["text"].clone())
+    result(&["convert", &at("toy"), &at("toy.gguf"), "--json"]);
+    result(&["convert", &at("toy.gguf"), &at("back"), "--json"]);
+    let answer = |model: &str, more: &[&str]| {
+        let model = at(model);
+        let words = ["generate", &model, "--json", "--max-new-tokens", "8", "-p"];
+        let value = result(&[&words[..], more].concat());
+        [value["prompt_tokens"].clone(), value["tokens"].clone(), value["text"].clone()]
     };
-    let first = answer("toy");
-    assert!(first.0.as_array().unwrap().len() > 8);
-    assert_eq!(answer("toy.gguf"), first);
-    assert_eq!(answer("back"), first);
-    // The template came along: a chat prompt has the same ids.
-    let chat = |model: &str| {
-        let run = puna(&[
-            "generate",
-            &at(model),
-            "--chat",
-            "-p",
-            "Hi",
-            "--json",
-            "--max-new-tokens",
-            "1",
-        ]);
-        run.done().json().remove(0)["prompt_tokens"].clone()
-    };
-    assert_eq!(chat("toy.gguf"), chat("toy"));
-    assert_eq!(chat("back"), chat("toy"));
+    // With --chat the prompt passes through the template, which came along.
+    for more in [&["Hello 12345, the\n\nworld"][..], &["Hi", "--chat"]] {
+        let first = answer("toy", more);
+        assert!(first[0].as_array().unwrap().len() > 3);
+        assert_eq!(answer("toy.gguf", more), first);
+        assert_eq!(answer("back", more), first);
+    }
 }
 
 #[test]
 fn nothing_half_written_is_left_and_nothing_is_replaced_unasked() {
     let scratch = tempfile::tempdir().unwrap();
-    let model = fixture::dir("mini-mha");
+    let model = fixture("mini-mha");
     let file = scratch.path().join("file");
     fs::write(&file, "mine").unwrap();
     let names = || {
@@ -347,20 +345,16 @@ fn nothing_half_written_is_left_and_nothing_is_replaced_unasked() {
 fn the_commands_report_and_refuse() {
     let scratch = tempfile::tempdir().unwrap();
     let at = |name: &str| scratch.path().join(name).display().to_string();
-    let model = fixture::dir("mini-gqa").display().to_string();
-    let adapter = fixture::dir("mini-gqa").join("lora-all-init").display().to_string();
+    let model = fixture("mini-gqa").display().to_string();
+    let adapter = fixture("mini-gqa").join("lora-all-init").display().to_string();
 
-    let run =
-        puna(&["merge", &model, "--adapter", &adapter, &at("m"), "--dtype", "bf16", "--json"]);
-    let value = run.done().json().remove(0);
+    let value =
+        result(&["merge", &model, "--adapter", &adapter, &at("m"), "--dtype", "bf16", "--json"]);
     assert_eq!((&value["format"], &value["merged"]), (&"huggingface".into(), &28.into()));
     assert_eq!(value["tensor_types"]["BF16"], value["tensors"]);
-    let run = puna(&["quantize", &at("m"), &at("q.gguf"), "--type", "q4_k"]).done();
-    assert!(
-        run.stdout.contains("Q8_0") && run.stderr.contains("Q4_K"),
-        "{run:?}",
-        run = (run.stdout, run.stderr)
-    );
+    let (status, stdout, stderr) = puna(&["quantize", &at("m"), &at("q.gguf"), "--type", "q4_k"]);
+    assert_eq!(status, Some(0), "{stderr}");
+    assert!(stdout.contains("Q8_0") && stderr.contains("Q4_K"), "{stdout}{stderr}");
 
     let cases: [(&[&str], i32, &str); 8] = [
         (&["convert", &model], 2, "no output named"),
@@ -373,10 +367,9 @@ fn the_commands_report_and_refuse() {
         (&["convert", &model, &at("q.gguf")], 1, "--overwrite"),
     ];
     for (words, status, wanted) in cases {
-        let run = puna(words);
-        assert_eq!(run.status, Some(status), "{words:?}: {}", run.stderr);
-        assert!(run.stderr.contains(wanted), "{words:?}: {}", run.stderr);
-        assert!(run.stdout.is_empty());
+        let (code, stdout, stderr) = puna(words);
+        assert_eq!(code, Some(status), "{words:?}: {stderr}");
+        assert!(stderr.contains(wanted) && stdout.is_empty(), "{words:?}: {stderr}");
     }
     assert!(!scratch.path().join("x").exists() && !scratch.path().join("x.gguf").exists());
 }
