@@ -94,7 +94,8 @@ fn refused(error: &clap::Error) -> Result<(), Failure> {
             .into_iter()
             .find_map(|kind| match error.get(kind) {
                 Some(ContextValue::String(name)) => Some(name.clone()),
-                Some(ContextValue::Strings(names)) => names.first().cloned(),
+                // The likeliest comes last.
+                Some(ContextValue::Strings(names)) => names.last().cloned(),
                 _ => None,
             });
     let hint = match suggestion {

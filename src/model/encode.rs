@@ -73,8 +73,7 @@ pub fn encode_weight(
 /// Encodes rows of `width` values; a value that `dtype` cannot hold is the error.
 fn encode(dtype: FileDType, out: &mut [u8], x: &[f32], width: usize) -> Result<(), f32> {
     let refused = x.iter().copied().find(|&x| match dtype {
-        // A NaN is beyond every bound.
-        FileDType::Block(_) => !(x.abs() <= MAX_F16),
+        FileDType::Block(_) => x.is_nan() || x.abs() > MAX_F16,
         FileDType::F16 => x.is_finite() && f16::from_f32(x).is_infinite(),
         FileDType::BF16 => x.is_finite() && bf16::from_f32(x).is_infinite(),
         FileDType::F32 | FileDType::Other(_) => false,

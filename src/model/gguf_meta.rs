@@ -9,7 +9,8 @@ use crate::model::config::{Config, RopeScaling};
 use crate::model::rope::{Yarn, freq_factors};
 use crate::text::GgufVocab;
 
-/// What GGUF says about a configuration besides its metadata: the divisors of the RoPE frequencies.
+/// Puts a configuration into the metadata. What comes back is the part that GGUF keeps in a tensor:
+/// the divisors of the RoPE frequencies, where there are any.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a RoPE scaling that GGUF has no words for. `path` names the model.
