@@ -122,11 +122,6 @@ impl<'a> Renderer<'a> {
         Ok(renderer)
     }
 
-    /// The template that conversations go through.
-    pub(super) fn template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
-    }
-
     /// Whether EOS is to be added, but the tokenizer names none.
     pub(super) fn lacks_eos(&self) -> bool {
         let wanted = !self.rules.no_eos && !self.rules.lmflow_compat;
