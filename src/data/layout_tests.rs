@@ -40,8 +40,7 @@ fn lay(
     };
     let mut n_lost = 0;
     for (source, &n) in lengths.iter().enumerate() {
-        let cut =
-            cut(document(source as u32, n), divisible, layout, block, TruncationSide::Right);
+        let cut = cut(document(source as u32, n), divisible, layout, block, TruncationSide::Right);
         n_lost += cut.n_lost;
         for piece in cut.pieces {
             arranger.push(piece, &mut emit).unwrap();
@@ -117,8 +116,7 @@ fn packed_and_grouped_rows_hold_every_token_once() {
 fn pieces_of_a_long_text_have_at_least_two_tokens() {
     for block in 3..20 {
         for n in 2..200 {
-            let cut =
-                cut(document(1, n), true, Layout::Packed, block, TruncationSide::Right);
+            let cut = cut(document(1, n), true, Layout::Packed, block, TruncationSide::Right);
             assert!(cut.pieces.iter().all(|p| (2..=block).contains(&p.ids.len())));
             let ids: Vec<u32> = cut.pieces.iter().flat_map(|p| p.ids.clone()).collect();
             assert_eq!(ids, document(1, n).ids);
@@ -165,8 +163,7 @@ fn grouping_that_drops_is_lmflows() {
         let mut n_dropped = 0;
         for first in (0..lengths.len()).step_by(run) {
             let sources = first..(first + run).min(lengths.len());
-            let ids: Vec<u32> =
-                sources.flat_map(|s| document(s as u32, lengths[s]).ids).collect();
+            let ids: Vec<u32> = sources.flat_map(|s| document(s as u32, lengths[s]).ids).collect();
             wanted.extend(ids.chunks_exact(block).map(<[u32]>::to_vec));
             n_dropped += ids.chunks_exact(block).remainder().len();
         }

@@ -372,21 +372,13 @@ fn key(
 
 /// The directory of the cache, made where it is not there.
 fn cache_dir(options: &DataOptions) -> Result<PathBuf> {
-    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    let users = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
-    let choices: Vec<PathBuf> = match &options.cache_dir {
-        Some(dir) => vec![dir.clone()],
-        None => {
-            let users = users.map(|dir| dir.join("puna").join("rows"));
-            users.into_iter().chain(options.output_dir.clone()).collect()
-        }
-    };
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    let choices = cache_choices(options, variable("XDG_CACHE_HOME"), variable("HOME"));
     let mut refused =
         Error::config("cache_dir", "not given", "neither XDG_CACHE_HOME nor HOME is set");
     for dir in choices {
         // A directory that is there may still refuse files: try with one.
-        let probe = || tempfile_in(&dir);
-        match fs::create_dir_all(&dir).and_then(|()| probe()) {
+        match fs::create_dir_all(&dir).and_then(|()| probe(&dir)) {
             Ok(()) => return Ok(dir),
             Err(source) => refused = Error::io(dir, source),
         }
@@ -394,7 +386,24 @@ fn cache_dir(options: &DataOptions) -> Result<PathBuf> {
     Err(refused)
 }
 
-fn tempfile_in(dir: &Path) -> std::io::Result<()> {
+/// Where the cache may be, best first.
+fn cache_choices(
+    options: &DataOptions,
+    xdg_cache_home: Option<PathBuf>,
+    home: Option<PathBuf>,
+) -> Vec<PathBuf> {
+    if let Some(dir) = &options.cache_dir {
+        return vec![dir.clone()];
+    }
+    // By its specification a relative XDG_CACHE_HOME is as good as none.
+    let absolute = |dir: Option<PathBuf>| dir.filter(|dir| dir.is_absolute());
+    let users = absolute(xdg_cache_home).or_else(|| Some(absolute(home)?.join(".cache")));
+    let users = users.map(|dir| dir.join("puna").join("rows"));
+    users.into_iter().chain(options.output_dir.clone()).collect()
+}
+
+/// Whether a file can be made in a directory.
+fn probe(dir: &Path) -> std::io::Result<()> {
     let path = dir.join(format!(".probe.{}", std::process::id()));
     File::create(&path)?;
     fs::remove_file(&path)
@@ -427,4 +436,40 @@ fn open(
         false => None,
     };
     Some(Prepared { train, held_out, report: Report { cache_hit, ..report } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_is_where_the_user_keeps_caches_or_else_beside_the_output() {
+        let path = |path: &str| Some(PathBuf::from(path));
+        let options = DataOptions { output_dir: path("out"), ..DataOptions::default() };
+        let cases = [
+            (path("/x"), path("/h"), vec!["/x/puna/rows", "out"]),
+            (path("x"), path("/h"), vec!["/h/.cache/puna/rows", "out"]),
+            (None, path("/h"), vec!["/h/.cache/puna/rows", "out"]),
+            (path(""), None, vec!["out"]),
+        ];
+        for (xdg, home, wanted) in cases {
+            let wanted: Vec<PathBuf> = wanted.into_iter().map(PathBuf::from).collect();
+            assert_eq!(cache_choices(&options, xdg, home), wanted);
+        }
+        let asked = DataOptions { cache_dir: path("c"), ..options };
+        assert_eq!(cache_choices(&asked, path("/x"), path("/h")), [PathBuf::from("c")]);
+    }
+
+    #[test]
+    fn a_directory_that_takes_no_files_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, b"").unwrap();
+        let options = DataOptions { cache_dir: Some(file.join("rows")), ..DataOptions::default() };
+        let error = cache_dir(&options).unwrap_err().to_string();
+        assert!(error.contains("file/rows"), "{error}");
+        let options = DataOptions { cache_dir: Some(dir.path().join("a/b")), ..options };
+        assert_eq!(cache_dir(&options).unwrap(), dir.path().join("a/b"));
+        assert_eq!(fs::read_dir(dir.path().join("a/b")).unwrap().count(), 0);
+    }
 }

@@ -99,7 +99,10 @@ mod tests {
     #[test]
     fn nothing_printed_can_steer_a_terminal() {
         assert_eq!(text(b"a\n\t\r\x1b[2J", true), "a\\n\\t\\r\\u{1b}\\[2J");
-        assert_eq!(text("\u{9b}\u{202e}\u{2028}é🦙\\".as_bytes(), true), "\\u{9b}\\u{202e}\\u{2028}é🦙\\\\");
+        assert_eq!(
+            text("\u{9b}\u{202e}\u{2028}é🦙\\".as_bytes(), true),
+            "\\u{9b}\\u{202e}\\u{2028}é🦙\\\\"
+        );
         assert_eq!(text("[x]".as_bytes(), false), "[x]");
         assert_eq!(text(&"🦙".as_bytes()[..2], true), "<f0 9f>");
     }

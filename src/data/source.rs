@@ -142,9 +142,7 @@ impl Source {
         }
         match known {
             Some((kind, _)) if n_records > 0 => Ok(kind),
-            _ => {
-                Err(fault(&self.path.display().to_string(), "no records, wanted at least one"))
-            }
+            _ => Err(fault(&self.path.display().to_string(), "no records, wanted at least one")),
         }
     }
 }

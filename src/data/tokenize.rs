@@ -163,7 +163,8 @@ impl<'a> Builder<'a> {
             // At least one; the cast saturates.
             Holdout::Percent(p) => (((n as f64 * p / 100.0).round() as u64).max(1), p.to_string()),
         };
-        let too_many = || format!("would hold back {wanted} of {n} instances; wanted some for both");
+        let too_many =
+            || format!("would hold back {wanted} of {n} instances; wanted some for both");
         match (u32::try_from(n), u32::try_from(wanted)) {
             (Ok(left), Ok(wanted)) if wanted < left => {
                 Ok(Draw { rng: Rng::new(self.plan.options.seed, HOLDOUT_STREAM), left, wanted })
