@@ -166,8 +166,10 @@ impl<'a> Renderer<'a> {
             }
             (Record::Conversation(conversation), Some(tokenizer), Some(template)) => {
                 match self.conversation(conversation, tokenizer, template)? {
-                    Ok((ids, labels)) => (ids, labels, !conversation.tools.is_empty()),
-                    Err(why) => return Ok(Rendered::Nothing(why)),
+                    Rendered::Document { ids, labels, without_tools } => {
+                        (ids, labels, without_tools)
+                    }
+                    nothing => return Ok(nothing),
                 }
             }
             _ => {
@@ -206,13 +208,13 @@ impl<'a> Renderer<'a> {
         labels.iter().enumerate().map(label).collect()
     }
 
-    /// Ids and labels, or why there are none.
+    /// Ids and labels, not yet checked.
     fn conversation(
         &self,
         conversation: &Conversation,
         tokenizer: &Tokenizer,
         template: &ChatTemplate,
-    ) -> Result<std::result::Result<(Vec<u32>, Vec<i32>), String>> {
+    ) -> Result<Rendered> {
         let name = self.rules.conversation_template.as_deref().unwrap_or_default();
         if !conversation.tools.is_empty() && TOOL_PRESETS.contains(&name) {
             return Err(Error::Unsupported(format!(
@@ -226,13 +228,13 @@ impl<'a> Renderer<'a> {
         {
             if system.is_some() {
                 let what = "both key \"system\" and a message of role system";
-                return Ok(Err(what.into()));
+                return Ok(Rendered::Nothing(what.into()));
             }
             (system, messages) = (Some(first.content.as_str()), rest);
         }
         let pieces = match template.encode_pieces(tokenizer, system, messages) {
             Ok(pieces) => pieces,
-            Err(Error::Template(what)) => return Ok(Err(what)),
+            Err(Error::Template(what)) => return Ok(Rendered::Nothing(what)),
             Err(other) => return Err(other),
         };
         let (mut ids, mut labels) = (vec![], vec![]);
@@ -241,13 +243,13 @@ impl<'a> Renderer<'a> {
             labels.extend(piece.ids.iter().map(|&id| if scored { id as i32 } else { NOT_SCORED }));
             ids.extend(piece.ids);
         }
-        Ok(Ok((ids, labels)))
+        Ok(Rendered::Document { ids, labels, without_tools: !conversation.tools.is_empty() })
     }
 }
 
 impl Rendered {
-    /// As a document of an instance; `None` for nothing.
-    pub(super) fn into_document(self, source: u32) -> std::result::Result<Document, String> {
+    /// As a document of an instance, or why there is nothing.
+    pub(super) fn into_document(self, source: u32) -> Result<Document, String> {
         match self {
             Rendered::Document { ids, labels, .. } => Ok(Document { ids, labels, source }),
             Rendered::Nothing(why) => Err(why),
