@@ -80,6 +80,12 @@ impl Hf {
         run(&core)
     }
 
+    /// The tokenizer as its own file would hold it.
+    pub(super) fn to_json(&self) -> Result<String> {
+        let core = self.core.read().unwrap_or_else(PoisonError::into_inner);
+        guarded("fingerprint", || core.to_string(false))
+    }
+
     pub(super) fn vocab_size(&self) -> usize {
         self.vocab_size
     }

@@ -263,6 +263,14 @@ impl ChatTemplate {
         Ok(parts)
     }
 
+    /// What decides how the template writes, as text: to tell templates apart, not to be read.
+    pub fn identity(&self) -> String {
+        match &self.kind {
+            Kind::Jinja { source } => format!("jinja:{source}"),
+            Kind::Pieces(preset) => format!("{preset:?}"),
+        }
+    }
+
     /// Tokens that end an answer besides EOS: the template's own ends of turns that are in the
     /// vocabulary, and EOS where it ends turns with it.
     pub fn stop_ids(&self, tokenizer: &Tokenizer) -> Vec<u32> {
