@@ -13,5 +13,6 @@ pub mod model;
 pub mod rng;
 pub mod tensor;
 pub mod text;
+pub mod train;
 
 pub use error::{Error, Result};

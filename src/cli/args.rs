@@ -10,6 +10,7 @@ use super::failure::Failure;
 use super::generate::GenerateArgs;
 use super::info::InfoArgs;
 use super::terminal::Log;
+use super::train_args::TrainArgs;
 use crate::error::{Error, Result};
 use crate::model::llama::KvType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -44,6 +45,8 @@ pub enum Command {
     Chat(Box<ChatArgs>),
     /// Score a model on a text
     Eval(EvalArgs),
+    /// Tune a model, or an adapter, on a data set
+    Train(Box<TrainArgs>),
     /// Measure prompt and token speed
     Bench(BenchArgs),
 }

@@ -18,6 +18,11 @@ pub mod machine;
 pub mod output;
 pub mod session;
 pub mod terminal;
+pub mod train;
+pub mod train_args;
+mod train_plan;
+mod train_setup;
+mod train_watch;
 
 use args::{Cli, Command};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -37,6 +42,7 @@ Begin with a model, a Hugging Face directory or a .gguf file:
   puna chat MODEL                      talk with it
   puna generate MODEL -p \"Once upon\"   continue a text
   puna eval nll MODEL --text FILE      score a text
+  puna train MODEL --dataset DIR --output DIR   tune it on your data
   puna bench MODEL                     measure its speed
   puna info --machine                  what this machine has
 
@@ -73,6 +79,7 @@ pub fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Train(args) => train::run(args),
         Command::Bench(args) => bench::run(args),
     }
 }
