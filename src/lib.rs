@@ -2,6 +2,7 @@
 //! `ARCHITECTURE.md`; `tests/floors.rs` keeps imports going downward only.
 #![deny(unsafe_code)]
 
+pub mod autograd;
 pub mod cli;
 pub mod data;
 pub mod error;
@@ -10,6 +11,7 @@ pub mod format;
 pub mod infer;
 pub mod kernels;
 pub mod model;
+pub mod ops;
 pub mod rng;
 pub mod tensor;
 pub mod text;

@@ -4,8 +4,20 @@
 //! NaN. The `bytes` variants read little-endian elements from a source of any alignment.
 
 use crate::isa::Isa;
-use crate::simd::{self, Kernel, Vector, put};
+use crate::simd::{self, Elem, Kernel, Vector, get, put};
 use half::{bf16, f16};
+
+/// The bytes of some numbers, as this machine stores them.
+pub fn bf16_bytes(x: &[bf16]) -> &[u8] {
+    // SAFETY: bf16 has neither padding nor invalid bytes, u8 no alignment; the length is that of x.
+    unsafe { std::slice::from_raw_parts(x.as_ptr().cast::<u8>(), size_of_val(x)) }
+}
+
+/// The bytes of some numbers, as this machine stores them.
+pub fn f32_bytes(x: &[f32]) -> &[u8] {
+    // SAFETY: f32 has neither padding nor invalid bytes, u8 no alignment; the length is that of x.
+    unsafe { std::slice::from_raw_parts(x.as_ptr().cast::<u8>(), size_of_val(x)) }
+}
 
 /// `out = x`, exact. Overwrites.
 ///
@@ -65,45 +77,6 @@ pub fn f32_to_bf16(isa: Isa, out: &mut [bf16], x: &[f32]) {
     simd::run(isa, Narrow { out, x });
 }
 
-/// A 16-bit format that vectors load and store.
-trait Half: Copy {
-    const ZERO: Self;
-    /// # Safety
-    /// `LANES` elements must be readable at `p`, at any alignment.
-    unsafe fn load<V: Vector>(p: *const Self) -> V;
-    /// # Safety
-    /// `LANES` elements must be writable at `p`, at any alignment.
-    unsafe fn store<V: Vector>(v: V, p: *mut Self);
-}
-
-impl Half for f16 {
-    const ZERO: Self = f16::ZERO;
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const Self) -> V {
-        // SAFETY: the caller's promise.
-        unsafe { V::load_f16(p) }
-    }
-    #[inline(always)]
-    unsafe fn store<V: Vector>(v: V, p: *mut Self) {
-        // SAFETY: the caller's promise.
-        unsafe { v.store_f16(p) }
-    }
-}
-
-impl Half for bf16 {
-    const ZERO: Self = bf16::ZERO;
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const Self) -> V {
-        // SAFETY: the caller's promise.
-        unsafe { V::load_bf16(p) }
-    }
-    #[inline(always)]
-    unsafe fn store<V: Vector>(v: V, p: *mut Self) {
-        // SAFETY: the caller's promise.
-        unsafe { v.store_bf16(p) }
-    }
-}
-
 /// The source is a pointer because it may be unaligned; `new` promises its length.
 struct Widen<'a, H> {
     out: &'a mut [f32],
@@ -118,7 +91,7 @@ impl<'a, H> Widen<'a, H> {
     }
 }
 
-impl<H: Half> Kernel for Widen<'_, H> {
+impl<H: Elem> Kernel for Widen<'_, H> {
     type Out = ();
     #[inline(always)]
     fn run<V: Vector>(self) {
@@ -147,21 +120,12 @@ struct Narrow<'a, H> {
     x: &'a [f32],
 }
 
-impl<H: Half> Kernel for Narrow<'_, H> {
+impl<H: Elem> Kernel for Narrow<'_, H> {
     type Out = ();
     #[inline(always)]
     fn run<V: Vector>(self) {
         for (out, x) in self.out.chunks_mut(V::LANES).zip(self.x.chunks(V::LANES)) {
-            let v = simd::get::<V>(x);
-            if out.len() == V::LANES {
-                // SAFETY: `out` holds LANES elements.
-                unsafe { H::store(v, out.as_mut_ptr()) };
-            } else {
-                let mut lanes = [H::ZERO; 16];
-                // SAFETY: LANES is at most 16.
-                unsafe { H::store(v, lanes.as_mut_ptr()) };
-                out.copy_from_slice(&lanes[..out.len()]);
-            }
+            put(out, get::<V>(x));
         }
     }
 }

@@ -21,6 +21,19 @@ pub enum FloatsMut<'a> {
     Bf16(&'a mut [bf16]),
 }
 
+impl<'a> Floats<'a> {
+    /// Some of them.
+    ///
+    /// # Panics
+    /// When the range is not inside.
+    pub fn slice(&self, range: std::ops::Range<usize>) -> Floats<'a> {
+        match self {
+            Floats::F32(x) => Floats::F32(&x[range]),
+            Floats::Bf16(x) => Floats::Bf16(&x[range]),
+        }
+    }
+}
+
 impl Floats<'_> {
     /// How many numbers.
     pub fn len(&self) -> usize {
@@ -55,6 +68,17 @@ impl FloatsMut<'_> {
         match self {
             FloatsMut::F32(x) => FloatsMut::F32(x),
             FloatsMut::Bf16(x) => FloatsMut::Bf16(x),
+        }
+    }
+
+    /// Some of them.
+    ///
+    /// # Panics
+    /// When the range is not inside.
+    pub fn slice_mut(&mut self, range: std::ops::Range<usize>) -> FloatsMut<'_> {
+        match self {
+            FloatsMut::F32(x) => FloatsMut::F32(&mut x[range]),
+            FloatsMut::Bf16(x) => FloatsMut::Bf16(&mut x[range]),
         }
     }
 

@@ -1,5 +1,8 @@
 //! What the tests of kernels share: lengths and offsets to sweep, seeded numbers, tolerances.
 
+use crate::floats::{Floats, FloatsMut};
+use half::bf16;
+
 /// Lengths that meet every tail of a vector of `lanes`: empty, one, around one and two vectors,
 /// and primes.
 pub fn lengths(lanes: usize) -> Vec<usize> {
@@ -46,6 +49,72 @@ impl Gen {
     /// `n` numbers of `normal`.
     pub fn normals(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.normal()).collect()
+    }
+}
+
+/// A type that training stores, for sweeps over both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// f32.
+    F32,
+    /// bf16.
+    Bf16,
+}
+
+impl Storage {
+    /// Both.
+    pub const ALL: [Storage; 2] = [Storage::F32, Storage::Bf16];
+
+    /// How far a number of size `x` moves when it is rounded to this type from f32: half a unit
+    /// of the last of 8 bits, or of the last subnormal's.
+    pub fn rounding(self, x: f64) -> f64 {
+        match self {
+            Storage::F32 => 0.0,
+            Storage::Bf16 => (x.abs() / 256.0).max(1e-40),
+        }
+    }
+}
+
+/// Numbers in one of the types that training stores.
+#[derive(Clone, Debug)]
+pub enum Stored {
+    /// f32.
+    F32(Vec<f32>),
+    /// bf16.
+    Bf16(Vec<bf16>),
+}
+
+impl Stored {
+    /// The numbers, rounded to the type.
+    pub fn new(storage: Storage, x: &[f32]) -> Stored {
+        match storage {
+            Storage::F32 => Stored::F32(x.to_vec()),
+            Storage::Bf16 => Stored::Bf16(x.iter().map(|&x| bf16::from_f32(x)).collect()),
+        }
+    }
+
+    /// To read, from element `first` on.
+    pub fn floats(&self, first: usize) -> Floats<'_> {
+        match self {
+            Stored::F32(x) => Floats::F32(&x[first..]),
+            Stored::Bf16(x) => Floats::Bf16(&x[first..]),
+        }
+    }
+
+    /// To write: `len` elements from element `first` on.
+    pub fn floats_mut(&mut self, first: usize, len: usize) -> FloatsMut<'_> {
+        match self {
+            Stored::F32(x) => FloatsMut::F32(&mut x[first..first + len]),
+            Stored::Bf16(x) => FloatsMut::Bf16(&mut x[first..first + len]),
+        }
+    }
+
+    /// The numbers as f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Stored::F32(x) => x.clone(),
+            Stored::Bf16(x) => x.iter().map(|x| x.to_f32()).collect(),
+        }
     }
 }
 

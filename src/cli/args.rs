@@ -5,12 +5,14 @@
 
 use super::bench::BenchArgs;
 use super::chat::ChatArgs;
+use super::convert::{ConvertArgs, MergeArgs, QuantizeArgs};
 use super::eval::EvalArgs;
 use super::failure::Failure;
 use super::generate::GenerateArgs;
 use super::info::InfoArgs;
 use super::terminal::Log;
 use super::train_args::TrainArgs;
+use super::verify::VerifyArgs;
 use crate::error::{Error, Result};
 use crate::model::llama::KvType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -49,6 +51,14 @@ pub enum Command {
     Train(Box<TrainArgs>),
     /// Measure prompt and token speed
     Bench(BenchArgs),
+    /// Compare the logits of two models
+    Verify(VerifyArgs),
+    /// Turn a Hugging Face directory into GGUF, or back
+    Convert(ConvertArgs),
+    /// Write a model as GGUF in fewer bits
+    Quantize(QuantizeArgs),
+    /// Add an adapter to a model's weights
+    Merge(MergeArgs),
 }
 
 /// Flags of every command.
@@ -150,6 +160,9 @@ pub struct ModelArgs {
     /// Cache type: f16, bf16, f32 or q8_0
     #[arg(long, value_name = "T", hide_possible_values = true)]
     pub kv_type: Option<KvTypeFlag>,
+    /// Add this adapter (PEFT); may be repeated
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Vec<PathBuf>,
     /// Quantised weights times f32 activations
     #[arg(long)]
     pub exact: bool,

@@ -7,6 +7,7 @@ pub mod args;
 pub mod bench;
 pub mod chat;
 pub mod config;
+pub mod convert;
 pub mod dataset;
 pub mod eval;
 pub mod failure;
@@ -23,6 +24,7 @@ pub mod train_args;
 mod train_plan;
 mod train_setup;
 mod train_watch;
+pub mod verify;
 
 use args::{Cli, Command};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -42,8 +44,9 @@ Begin with a model, a Hugging Face directory or a .gguf file:
   puna chat MODEL                      talk with it
   puna generate MODEL -p \"Once upon\"   continue a text
   puna eval nll MODEL --text FILE      score a text
-  puna train MODEL --dataset DIR --output DIR   tune it on your data
+  puna train MODEL --dataset DIR       tune it on your data
   puna bench MODEL                     measure its speed
+  puna verify A B                      compare the logits of two models
   puna info --machine                  what this machine has
 
 `puna COMMAND --help` shows a command's flags and an example.
@@ -81,6 +84,10 @@ pub fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Eval(args) => eval::run(args),
         Command::Train(args) => train::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Convert(args) => convert::run_convert(args),
+        Command::Quantize(args) => convert::run_quantize(args),
+        Command::Merge(args) => convert::run_merge(args),
     }
 }
 
@@ -94,7 +101,8 @@ fn refused(error: &clap::Error) -> Result<(), Failure> {
             .into_iter()
             .find_map(|kind| match error.get(kind) {
                 Some(ContextValue::String(name)) => Some(name.clone()),
-                Some(ContextValue::Strings(names)) => names.first().cloned(),
+                // The likeliest comes last.
+                Some(ContextValue::Strings(names)) => names.last().cloned(),
                 _ => None,
             });
     let hint = match suggestion {

@@ -1,15 +1,13 @@
-//! Files of records: LMFlow's container and JSON lines, read; text_to_textlist, written.
-//!
-//! A directory is read file by file in order of name: every `*.json` (one object with `type` and
-//! `instances`) and `*.jsonl` directly in it. A single file works too. All must have one type.
+//! Whole data sets in memory, read; containers, written. Sets that may be larger than memory are
+//! read through [`Source`].
 
-use super::parse::{Object, describe, fault};
 use super::record::{Conversation, Kind, Record, TextList};
+use super::source::Source;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Records of one type.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,130 +24,12 @@ pub struct DataSet {
 /// Files that cannot be read or are not JSON, types that are unknown, unsupported or mixed, and
 /// records that break their type: by file, instance or line, and key.
 pub fn read(path: &Path) -> Result<DataSet> {
-    let mut all: Option<(DataSet, PathBuf)> = None;
-    for file in files_of(path)? {
-        let part =
-            if has_extension(&file, "jsonl") { read_lines(&file)? } else { read_object(&file)? };
-        let Some(part) = part else { continue };
-        match &mut all {
-            None => all = Some((part, file)),
-            Some((set, _)) if set.kind == part.kind => set.records.extend(part.records),
-            Some((set, first)) => {
-                let what = format!(
-                    "type \"{}\", wanted \"{}\" as in {}: all files must have one type",
-                    part.kind.name(),
-                    set.kind.name(),
-                    first.display()
-                );
-                return Err(fault(&file.display().to_string(), what));
-            }
-        }
-    }
-    let set = all.map(|(set, _)| set).filter(|set| !set.records.is_empty());
-    set.ok_or_else(|| fault(&path.display().to_string(), "no records, wanted at least one"))
-}
-
-fn has_extension(path: &Path, extension: &str) -> bool {
-    path.extension().is_some_and(|e| e == extension)
-}
-
-fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
-    let io = |source| Error::io(path, source);
-    if !fs::metadata(path).map_err(io)?.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let mut files = vec![];
-    for entry in fs::read_dir(path).map_err(io)? {
-        let file = entry.map_err(io)?.path();
-        if (has_extension(&file, "json") || has_extension(&file, "jsonl")) && file.is_file() {
-            files.push(file);
-        }
-    }
-    files.sort();
-    if files.is_empty() {
-        let what = "no *.json or *.jsonl file in this directory, wanted at least one";
-        return Err(fault(&path.display().to_string(), what));
-    }
-    Ok(files)
-}
-
-/// Reads one object `{"type": .., "instances": [..]}`.
-fn read_object(file: &Path) -> Result<Option<DataSet>> {
-    let name = file.display().to_string();
-    let bytes = fs::read(file).map_err(|source| Error::io(file, source))?;
-    let value: Value = serde_json::from_slice(strip_bom(&bytes))
-        .map_err(|error| fault(&name, format!("not JSON: {error}")))?;
-    let Value::Object(map) = &value else {
-        let what = format!("{}, wanted an object with type and instances", describe(&value));
-        return Err(fault(&name, what));
-    };
-    let key = |key: &str, wanted: &str| {
-        map.get(key)
-            .ok_or_else(|| fault(&name, format!("key \"{key}\" not there, wanted {wanted}")))
-    };
-    let kind = kind_named(&name, key("type", "one of the container's types")?)?;
-    let instances = key("instances", "a list")?;
-    let Value::Array(instances) = instances else {
-        let what = format!("key \"instances\": {}, wanted a list", describe(instances));
-        return Err(fault(&name, what));
-    };
-    let record = |(index, instance): (usize, &Value)| {
-        let place = format!("{name}, instance {index}");
-        Object::new(&place, "", instance)?.record(kind)
-    };
-    let records = instances.iter().enumerate().map(record).collect::<Result<_>>()?;
-    Ok(Some(DataSet { kind, records }))
-}
-
-fn kind_named(place: &str, value: &Value) -> Result<Kind> {
-    let Some(name) = value.as_str() else {
-        return Err(fault(place, format!("key \"type\": {}, wanted a string", describe(value))));
-    };
-    if name == "image_text" {
-        return Err(Error::Unsupported(format!("{place}: records of type image_text")));
-    }
-    let in_container = Kind::ALL.iter().copied().filter(|kind| *kind != Kind::Tokenized);
-    in_container.clone().find(|kind| kind.name() == name).ok_or_else(|| {
-        let names: Vec<&str> = in_container.map(Kind::name).collect();
-        fault(place, format!("key \"type\": \"{name}\", wanted one of {}", names.join(", ")))
-    })
-}
-
-/// Reads one JSON object a line; empty lines are passed over. `None` where there is no record.
-fn read_lines(file: &Path) -> Result<Option<DataSet>> {
-    let bytes = fs::read(file).map_err(|source| Error::io(file, source))?;
-    let mut set: Option<DataSet> = None;
-    for (index, line) in strip_bom(&bytes).split(|&byte| byte == b'\n').enumerate() {
-        if line.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
-        let place = format!("{}, line {}", file.display(), index + 1);
-        let value: Value = serde_json::from_slice(line).map_err(|error| {
-            // serde_json counts lines inside this one line only.
-            let what = error.to_string();
-            let what = what.split(" at line ").next().unwrap_or_default();
-            fault(&place, format!("not JSON: {what} at column {}", error.column()))
-        })?;
-        let object = Object::new(&place, "", &value)?;
-        let kind = object.kind_by_keys()?;
-        match &mut set {
-            None => set = Some(DataSet { kind, records: vec![object.record(kind)?] }),
-            Some(set) if set.kind == kind => set.records.push(object.record(kind)?),
-            Some(set) => {
-                let what = format!(
-                    "its keys are those of \"{}\", wanted \"{}\" as in the lines before",
-                    kind.name(),
-                    set.kind.name()
-                );
-                return Err(fault(&place, what));
-            }
-        }
-    }
-    Ok(set)
-}
-
-fn strip_bom(bytes: &[u8]) -> &[u8] {
-    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+    let mut records = vec![];
+    let kind = Source::open(path)?.for_each(&mut |instance| {
+        records.push(instance.record);
+        Ok(())
+    })?;
+    Ok(DataSet { kind, records })
 }
 
 /// Writes a container of type text_to_textlist, whole or not at all.

@@ -137,3 +137,20 @@ pub enum Record {
         labels: Option<Vec<i64>>,
     },
 }
+
+impl Record {
+    /// The type that the record belongs to.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Record::TextOnly(_) => Kind::TextOnly,
+            Record::Text2Text { .. } => Kind::Text2Text,
+            Record::Conversation(_) => Kind::Conversation,
+            Record::PairedConversation { .. } => Kind::PairedConversation,
+            Record::PairedTextToText { .. } => Kind::PairedTextToText,
+            Record::TextToTextlist(_) => Kind::TextToTextlist,
+            Record::TextToScoredTextlist { .. } => Kind::TextToScoredTextlist,
+            Record::FloatOnly(_) => Kind::FloatOnly,
+            Record::Tokenized { .. } => Kind::Tokenized,
+        }
+    }
+}

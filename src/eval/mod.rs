@@ -1,5 +1,6 @@
 //! Scores of a model on text. For now: negative log-likelihood and perplexity.
 
+pub mod compare;
 pub mod perplexity;
 
 pub use perplexity::{Perplexity, Window, perplexity, windows};

@@ -9,7 +9,10 @@
 pub mod gguf;
 pub mod hf_config;
 pub mod mmap;
+pub mod peft;
 pub mod safetensors;
+pub mod safetensors_write;
+pub mod stage;
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -1,9 +1,10 @@
-//! Rows of the embedding table, from every weight type.
+//! Rows of the embedding table, from every weight type, and the table's gradient.
 
-use super::Cpu;
+use super::{Cpu, Floats, FloatsMut};
 use crate::error::{Error, Result};
-use crate::tensor::{Matrix, MatrixData};
-use puna_cpu::convert;
+use crate::tensor::{Matrix, MatrixData, Params};
+use puna_cpu::share::share;
+use puna_cpu::{convert, elementwise};
 use puna_cpu::matmul::Dense;
 use puna_cpu::quant;
 
@@ -11,7 +12,13 @@ use puna_cpu::quant;
 ///
 /// # Errors
 /// When an id is not below the table's rows.
-pub fn gather(cpu: &Cpu, out: &mut [f32], table: &Matrix, ids: &[u32]) -> Result<()> {
+pub fn gather(
+    cpu: &Cpu,
+    out: &mut [f32],
+    table: &Matrix,
+    params: &Params,
+    ids: &[u32],
+) -> Result<()> {
     let k = table.k;
     for (out, &id) in out.chunks_exact_mut(k).zip(ids) {
         let row = id as usize;
@@ -24,6 +31,9 @@ pub fn gather(cpu: &Cpu, out: &mut [f32], table: &Matrix, ids: &[u32]) -> Result
         }
         match &table.data {
             MatrixData::Packed(w) => w.decode_row(out, row),
+            MatrixData::Param(id) => {
+                out.copy_from_slice(&params.get(*id).value[row * k..(row + 1) * k]);
+            }
             MatrixData::Blocks(bytes, block) => {
                 let size = block.row_bytes(k);
                 quant::decode_row(*block, out, &bytes.as_slice()[row * size..(row + 1) * size]);
@@ -44,4 +54,19 @@ pub fn gather(cpu: &Cpu, out: &mut [f32], table: &Matrix, ids: &[u32]) -> Result
         }
     }
     Ok(())
+}
+
+/// `dtable[ids[i]] += dout[i]`, in order of i; `dtable` has rows of `dim` values.
+pub fn gather_bwd_acc(cpu: &Cpu, dtable: &mut [f32], dim: usize, ids: &[u32], dout: Floats<'_>) {
+    let n = dtable.len() / dim;
+    share(&cpu.team, n, [(FloatsMut::F32(dtable), dim)], &|rows, [mut dtable]| {
+        for (i, &id) in ids.iter().enumerate() {
+            let id = id as usize;
+            if rows.contains(&id) {
+                let at = (id - rows.start) * dim;
+                let row = dtable.slice_mut(at..at + dim);
+                elementwise::add_floats_acc(cpu.isa, row, dout.slice(i * dim..(i + 1) * dim));
+            }
+        }
+    });
 }

@@ -3,8 +3,13 @@
 
 pub mod attention;
 pub mod embedding;
+pub mod flash;
+pub mod loss;
 pub mod matmul;
+pub mod optim;
 pub mod rows;
+
+pub use puna_cpu::floats::{Floats, FloatsMut};
 
 use crate::error::{Error, Result};
 use puna_cpu::isa::{Isa, Level};
@@ -34,6 +39,16 @@ impl Cpu {
     }
 }
 
+/// Memory that kernels work in, grown on first use and then reused.
+#[derive(Default)]
+pub struct Scratch {
+    matmul: puna_cpu::products::Scratch,
+    attention: puna_cpu::attention::AttentionScratch,
+    gemm: puna_cpu::gemm::Scratch,
+    flash: puna_cpu::flash::Scratch,
+    partials: Vec<f32>,
+}
+
 /// The instruction set that `PUNA_ISA` names, else the best of this machine.
 ///
 /// # Errors
@@ -53,4 +68,11 @@ pub fn chosen_isa() -> Result<Isa> {
             why: format!("wanted one of {known}; this machine has {}", have.join(", ")),
         }
     })
+}
+
+impl Scratch {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.gemm.bytes() + self.flash.bytes() + 4 * self.partials.capacity()
+    }
 }

@@ -15,7 +15,7 @@ use crate::format::{FileDType, TensorFile, TensorInfo, safetensors};
 
 use super::config::Config;
 pub use super::names::Layout;
-use super::names::{BlockWeight, GGUF_ROPE_FREQS, Weight};
+use super::names::{GGUF_ROPE_FREQS, Weight};
 
 /// Suggestions of the model's maker for sampling, and its special tokens.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -175,24 +175,7 @@ impl Checkpoint {
 
     /// The shape that the configuration gives a weight, outermost first.
     pub fn shape(&self, weight: Weight) -> Vec<usize> {
-        use BlockWeight::*;
-        let c = &self.config;
-        let (q_rows, kv_rows) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-        match weight {
-            Weight::TokEmb | Weight::LmHead => vec![c.vocab_size, c.dim],
-            Weight::OutNorm => vec![c.dim],
-            Weight::Block(_, w) => match w {
-                AttnNorm | FfnNorm | Bo | B2 => vec![c.dim],
-                Wq => vec![q_rows, c.dim],
-                Wk | Wv => vec![kv_rows, c.dim],
-                Wo => vec![c.dim, q_rows],
-                W1 | W3 => vec![c.hidden_dim, c.dim],
-                W2 => vec![c.dim, c.hidden_dim],
-                Bq => vec![q_rows],
-                Bk | Bv => vec![kv_rows],
-                B1 | B3 => vec![c.hidden_dim],
-            },
-        }
+        self.config.shape(weight)
     }
 
     /// The tokenizer of a GGUF file; `None` for a directory or a file without one.

@@ -4,29 +4,35 @@
 //! computed by the same operations in the same order whatever else is in the batch, so a
 //! sequence's logits have the same bits however its prompt is split and whoever shares the batch.
 
+use crate::autograd::{Cx, Mode, Var};
 use crate::error::{Error, Result};
-use crate::kernels::attention::{AttentionArgs, AttentionScratch, attention};
-use crate::kernels::matmul::{MatmulScratch, product, products};
-use crate::kernels::rows::{Angles, Pairing, add_acc, add_bias_acc, rms_norm, rope, swiglu};
-use crate::kernels::{Cpu, embedding};
+use crate::kernels::rows::Rotations;
+use crate::kernels::{Cpu, Scratch};
+use crate::model::adapter::read_adapter;
+use crate::model::block::{self, Shape};
 use crate::model::checkpoint::{Checkpoint, GenerationDefaults};
-use crate::model::config::{Config, RopePairing};
-use crate::model::rope::inv_freq;
+use crate::model::config::Config;
+use crate::model::rope::{append_angles, clear_angles};
 use crate::model::text::text_parts;
-use crate::model::weights::{Linear, Weights};
+use crate::model::tune_open::attach_fixed;
+use crate::model::weights::Weights;
+use crate::ops::{self, CachedRows};
+use crate::tensor::{Params, Pool, Rows};
 use crate::text::TextParts;
-use puna_cpu::buffer::Buffer;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use crate::model::kv_cache::{KvCache, KvType};
 
 /// How to open a model.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LoadOptions {
     /// Members of the worker team, at least 1.
     pub threads: usize,
     /// Multiply weights with f32 activations, unrounded: slower, for verification.
     pub exact: bool,
+    /// Adapters to add, in this order.
+    pub adapters: Vec<PathBuf>,
 }
 
 /// A model ready to run: immutable, shared by all its sequences.
@@ -38,6 +44,7 @@ pub struct Model {
     /// What the checkpoint says of sampling and of its end.
     pub generation: GenerationDefaults,
     weights: Weights,
+    params: Params, // none: nothing is trained while serving
     cpu: Cpu,
     exact: bool,
 }
@@ -68,23 +75,11 @@ pub struct Segment<'a> {
 
 /// Buffers of a forward pass, made for [`Model::MAX_ROWS`] rows at most, grown on first use.
 pub struct Workspace {
-    x: Buffer<f32>,     // [m, dim]
-    h: Buffer<f32>,     // [m, dim]
-    q: Buffer<f32>,     // [m, n_heads * head_dim]
-    k: Buffer<f32>,     // [m, n_kv_heads * head_dim]
-    v: Buffer<f32>,     // [m, n_kv_heads * head_dim]
-    att: Buffer<f32>,   // [m, n_heads * head_dim]
-    gate: Buffer<f32>,  // [m, hidden_dim]
-    up: Buffer<f32>,    // [m, hidden_dim]
-    act: Buffer<f32>,   // [m, hidden_dim]
-    logits: Vec<f32>,   // [wanted rows, vocab]
-    cos: Vec<f32>,      // [m, rotated / 2]
-    sin: Vec<f32>,      // [m, rotated / 2]
-    wanted: Vec<usize>, // rows that get logits
-    rows: usize,
-    vocab: usize,
-    matmul: MatmulScratch,
-    attention: AttentionScratch,
+    pool: Pool,
+    scratch: Scratch,
+    angles: Arc<Rotations>,
+    logits: Option<Rows>, // [wanted rows, vocab]
+    wanted: Vec<usize>,   // rows that get logits
 }
 
 impl Workspace {
@@ -93,25 +88,9 @@ impl Workspace {
     /// # Panics
     /// When fewer rows were asked for in the last forward pass.
     pub fn logits(&self, row: usize) -> &[f32] {
-        &self.logits[row * self.vocab..(row + 1) * self.vocab]
-    }
-
-    fn reserve(&mut self, config: &Config, m: usize) {
-        if m <= self.rows {
-            return;
-        }
-        let (dim, hidden) = (config.dim, config.hidden_dim);
-        let (q, kv) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
-        self.rows = m;
-        self.x = Buffer::zeroed(m * dim);
-        self.h = Buffer::zeroed(m * dim);
-        self.q = Buffer::zeroed(m * q);
-        self.k = Buffer::zeroed(m * kv);
-        self.v = Buffer::zeroed(m * kv);
-        self.att = Buffer::zeroed(m * q);
-        self.gate = Buffer::zeroed(m * hidden);
-        self.up = Buffer::zeroed(m * hidden);
-        self.act = Buffer::zeroed(m * hidden);
+        let logits = self.logits.as_ref();
+        let (all, vocab) = logits.map_or((&[][..], 0), |rows| (rows.f32(), rows.width()));
+        &all[row * vocab..(row + 1) * vocab]
     }
 }
 
@@ -133,8 +112,13 @@ impl Model {
             let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             (text, weights)
         });
+        let mut weights = weights?;
+        for dir in &options.adapters {
+            attach_fixed(&mut weights, &read_adapter(dir, &checkpoint.config)?);
+        }
         let Checkpoint { config, generation, .. } = checkpoint;
-        Ok(Model { config, text: text?, generation, weights: weights?, cpu, exact: options.exact })
+        let (params, exact) = (Params::default(), options.exact);
+        Ok(Model { config, text: text?, generation, weights, params, cpu, exact })
     }
 
     /// Bytes of weights that computing one token reads.
@@ -157,25 +141,12 @@ impl Model {
 
     /// Buffers for forward passes; one per thread that calls [`Model::forward`].
     pub fn workspace(&self) -> Workspace {
-        let empty = || Buffer::zeroed(0);
         Workspace {
-            x: empty(),
-            h: empty(),
-            q: empty(),
-            k: empty(),
-            v: empty(),
-            att: empty(),
-            gate: empty(),
-            up: empty(),
-            act: empty(),
-            logits: Vec::new(),
-            cos: Vec::new(),
-            sin: Vec::new(),
+            pool: Pool::default(),
+            scratch: Scratch::default(),
+            angles: Arc::default(),
+            logits: None,
             wanted: Vec::new(),
-            rows: 0,
-            vocab: self.config.vocab_size,
-            matmul: MatmulScratch::default(),
-            attention: AttentionScratch::default(),
         }
     }
 
@@ -201,167 +172,68 @@ impl Model {
                 return Err(Error::ContextFull { needed, capacity: s.cache.capacity() });
             }
         }
-        ws.reserve(config, m);
-        self.embed(ws, segments)?;
-        self.angles(ws, segments);
         find_wanted(&mut ws.wanted, segments);
-        let n_blocks = self.weights.blocks.len();
-        for layer in 0..n_blocks {
-            self.attend(ws, segments, layer, m)?;
-            let rows = if layer + 1 == n_blocks { self.keep_wanted(ws, m) } else { m };
-            if rows > 0 {
-                self.after_attention(ws, layer, rows)?;
-            }
+        self.rotations(&mut ws.angles, segments);
+        ws.logits = None;
+        let (pool, params) = (ws.pool.clone(), &self.params);
+        let mode = Mode::Serve { exact: self.exact };
+        let mut cx = Cx::new(&self.cpu, &pool, params, &mut ws.scratch, mode);
+        let mut x = self.embed(&mut cx, segments)?;
+        let shape = Shape::of(config);
+        let last = self.weights.blocks.len().wrapping_sub(1);
+        for (layer, block) in self.weights.blocks.iter().enumerate() {
+            let keep = (layer == last).then_some(&ws.wanted[..]);
+            x = block::forward(&mut cx, block, &shape, x, &ws.angles, keep, |cx, qkv| {
+                let parts = segments.iter_mut().map(|s| CachedRows {
+                    first_pos: s.cache.len(),
+                    n_rows: s.tokens.len(),
+                    kv: &mut s.cache.layers[layer],
+                });
+                Ok(ops::attention_cached(cx, shape.heads, qkv, parts))
+            })?;
         }
         for s in segments.iter_mut() {
             s.cache.advance(s.tokens.len());
         }
-        self.head(ws)
-    }
-
-    fn embed(&self, ws: &mut Workspace, segments: &[Segment<'_>]) -> Result<()> {
-        let dim = self.config.dim;
-        let mut row = 0;
-        for s in segments {
-            let out = &mut ws.x[row * dim..(row + s.tokens.len()) * dim];
-            embedding::gather(&self.cpu, out, &self.weights.tok_emb, s.tokens)?;
-            row += s.tokens.len();
+        if !ws.wanted.is_empty() {
+            let h = ops::rms_norm(&mut cx, &x, &self.weights.out_norm, config.norm_eps);
+            ws.logits = Some(ops::linear(&mut cx, &h, &self.weights.lm_head)?.rows);
         }
         Ok(())
     }
 
-    /// Cosine and sine of every row's rotations, rounded as transformers rounds them: the angle
-    /// to f32 before, the values after.
-    fn angles(&self, ws: &mut Workspace, segments: &[Segment<'_>]) {
-        let config = &self.config;
-        ws.cos.clear();
-        ws.sin.clear();
-        for s in segments {
-            let end = s.cache.len() + s.tokens.len();
-            let len = s.rope_len.unwrap_or(end).max(end);
-            let (freqs, scale) = inv_freq(&config.rope, config.head_dim, len);
-            for pos in s.cache.len()..end {
-                for freq in &freqs {
-                    let (sin, cos) = f64::from(pos as f32 * freq).sin_cos();
-                    ws.cos.push(cos as f32 * scale);
-                    ws.sin.push(sin as f32 * scale);
-                }
-            }
+    fn embed<'w>(
+        &'w self,
+        cx: &mut Cx<'_, 'w>,
+        segments: &[Segment<'_>],
+    ) -> Result<Var<'w>> {
+        let table = &self.weights.tok_emb;
+        if let [one] = segments {
+            return ops::embedding(cx, table, one.tokens);
         }
+        let tokens: Vec<u32> = segments.iter().flat_map(|s| s.tokens).copied().collect();
+        ops::embedding(cx, table, &tokens)
     }
 
-    /// Norm, projections, rotation, cache and attention of one block; result in `ws.att`.
-    fn attend(
-        &self,
-        ws: &mut Workspace,
-        segments: &mut [Segment<'_>],
-        layer: usize,
-        m: usize,
-    ) -> Result<()> {
-        let (config, cpu) = (&self.config, &self.cpu);
-        let block = &self.weights.blocks[layer];
-        let (dim, head_dim) = (config.dim, config.head_dim);
-        let (q_dim, kv_dim) = (config.n_heads * head_dim, config.n_kv_heads * head_dim);
-        rms_norm(cpu, &mut ws.h[..m * dim], &ws.x[..m * dim], &block.attn_norm, config.norm_eps);
-        let (q, k, v) = (&mut ws.q[..m * q_dim], &mut ws.k[..m * kv_dim], &mut ws.v[..m * kv_dim]);
-        let list =
-            &mut [product(&block.wq.w, q)?, product(&block.wk.w, k)?, product(&block.wv.w, v)?];
-        products(cpu, &mut ws.matmul, &ws.h[..m * dim], m, self.exact, list)?;
-        let (q, k, v) = (&mut ws.q[..m * q_dim], &mut ws.k[..m * kv_dim], &mut ws.v[..m * kv_dim]);
-        self.add_bias(&block.wq, q);
-        self.add_bias(&block.wk, k);
-        self.add_bias(&block.wv, v);
-        let pairing = match config.rope.pairing {
-            RopePairing::Half => Pairing::Half,
-            RopePairing::Interleaved => Pairing::Interleaved,
+    /// Angles of every row's rotations.
+    fn rotations(&self, angles: &mut Arc<Rotations>, segments: &[Segment<'_>]) {
+        let (rope, head_dim) = (&self.config.rope, self.config.head_dim);
+        let fill = |rotations: &mut Rotations| {
+            clear_angles(rotations, rope, head_dim);
+            for s in segments {
+                let end = s.cache.len() + s.tokens.len();
+                let len = s.rope_len.unwrap_or(end).max(end);
+                append_angles(rotations, rope, head_dim, s.cache.len()..end, len);
+            }
         };
-        let angles = Angles { cos: &ws.cos, sin: &ws.sin, half: ws.cos.len() / m.max(1) };
-        rope(cpu, q, q_dim, head_dim, angles, pairing);
-        rope(cpu, k, kv_dim, head_dim, angles, pairing);
-        let mut row = 0;
-        for s in segments.iter_mut() {
-            let t = s.tokens.len();
-            let first_pos = s.cache.len();
-            let kv = &mut s.cache.layers[layer];
-            for i in 0..t {
-                let at = (row + i) * kv_dim..(row + i + 1) * kv_dim;
-                kv.append(cpu.isa, first_pos + i, &k[at.clone()], &v[at]);
-            }
-            let args = AttentionArgs {
-                kv,
-                n_heads: config.n_heads,
-                scale: 1.0 / (head_dim as f32).sqrt(),
-                window: config.sliding_window,
-                first_pos,
-            };
-            let at = row * q_dim..(row + t) * q_dim;
-            attention(cpu, &args, &mut ws.att[at.clone()], &q[at], &mut ws.attention);
-            row += t;
-        }
-        Ok(())
-    }
-
-    /// Moves the rows that get logits to the front: after the last block's attention nothing
-    /// else is needed. Returns how many they are.
-    fn keep_wanted(&self, ws: &mut Workspace, m: usize) -> usize {
-        if ws.wanted.len() < m {
-            let (dim, q_dim) = (self.config.dim, self.config.n_heads * self.config.head_dim);
-            for (to, &from) in ws.wanted.iter().enumerate() {
-                ws.x.copy_within(from * dim..(from + 1) * dim, to * dim);
-                ws.att.copy_within(from * q_dim..(from + 1) * q_dim, to * q_dim);
+        match Arc::get_mut(angles) {
+            Some(rotations) => fill(rotations),
+            None => {
+                let mut fresh = Rotations::default();
+                fill(&mut fresh);
+                *angles = Arc::new(fresh);
             }
         }
-        ws.wanted.len()
-    }
-
-    /// Output projection and feed-forward of one block, both added to `ws.x`.
-    fn after_attention(&self, ws: &mut Workspace, layer: usize, m: usize) -> Result<()> {
-        let (config, cpu) = (&self.config, &self.cpu);
-        let block = &self.weights.blocks[layer];
-        let (dim, hidden) = (config.dim, config.hidden_dim);
-        let q_dim = config.n_heads * config.head_dim;
-        let (x, h) = (&mut ws.x[..m * dim], &mut ws.h[..m * dim]);
-        let (gate, up) = (&mut ws.gate[..m * hidden], &mut ws.up[..m * hidden]);
-
-        let list = &mut [product(&block.wo.w, h)?];
-        products(cpu, &mut ws.matmul, &ws.att[..m * q_dim], m, self.exact, list)?;
-        self.add_bias(&block.wo, h);
-        add_acc(cpu, x, h, dim);
-
-        rms_norm(cpu, h, x, &block.ffn_norm, config.norm_eps);
-        let list = &mut [product(&block.w1.w, gate)?, product(&block.w3.w, up)?];
-        products(cpu, &mut ws.matmul, h, m, self.exact, list)?;
-        self.add_bias(&block.w1, gate);
-        self.add_bias(&block.w3, up);
-        let act = &mut ws.act[..m * hidden];
-        swiglu(cpu, act, gate, up, hidden);
-        let list = &mut [product(&block.w2.w, h)?];
-        products(cpu, &mut ws.matmul, act, m, self.exact, list)?;
-        self.add_bias(&block.w2, h);
-        add_acc(cpu, x, h, dim);
-        Ok(())
-    }
-
-    fn add_bias(&self, linear: &Linear, rows: &mut [f32]) {
-        if let Some(bias) = &linear.bias {
-            add_bias_acc(&self.cpu, rows, bias);
-        }
-    }
-
-    /// Final norm and logits of the rows that want them.
-    fn head(&self, ws: &mut Workspace) -> Result<()> {
-        let (config, m) = (&self.config, ws.wanted.len());
-        let (dim, vocab) = (config.dim, config.vocab_size);
-        if ws.logits.len() < m * vocab {
-            ws.logits.resize(m * vocab, 0.0);
-        }
-        if m == 0 {
-            return Ok(());
-        }
-        let (x, h) = (&ws.x[..m * dim], &mut ws.h[..m * dim]);
-        rms_norm(&self.cpu, h, x, &self.weights.out_norm, config.norm_eps);
-        let list = &mut [product(&self.weights.lm_head, &mut ws.logits[..m * vocab])?];
-        products(&self.cpu, &mut ws.matmul, h, m, self.exact, list)
     }
 }
 

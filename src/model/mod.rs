@@ -1,11 +1,23 @@
-//! The LLaMA model: settings, weights, cache, forward pass.
+//! The LLaMA model: settings, weights, cache, forward pass; and models and adapters as files.
 
+pub mod block;
+pub mod adapter;
 pub mod checkpoint;
 pub mod config;
+pub mod convert;
+mod encode;
+pub mod export;
+mod gguf_meta;
+pub mod hf_json;
 pub mod kv_cache;
 pub mod llama;
 pub mod names;
 pub mod rope;
+pub mod row_order;
 pub mod shapes;
+pub mod source;
 pub mod text;
+pub mod tune;
+mod tune_open;
+mod tune_save;
 pub mod weights;

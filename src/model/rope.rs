@@ -7,8 +7,10 @@
 //! `rope_freqs.weight` for per-pair divisors.
 
 use std::f64::consts::PI;
+use std::ops::Range;
 
 use super::config::{RopeConfig, RopeScaling};
+use crate::kernels::rows::Rotations;
 
 /// Inverse frequencies `[dim / 2]` and the factor on cosine and sine (1 except for YaRN) for a
 /// sequence of `seq_len` tokens. Only `Dynamic` looks at the length.
@@ -34,6 +36,32 @@ pub fn inv_freq(cfg: &RopeConfig, head_dim: usize, seq_len: usize) -> (Vec<f32>,
         freqs.iter_mut().zip(factors).for_each(|(f, factor)| *f /= factor);
     }
     (freqs, attention_scale)
+}
+
+/// Empties `angles` for rows of a model like `cfg`.
+pub fn clear_angles(angles: &mut Rotations, cfg: &RopeConfig, head_dim: usize) {
+    angles.cos.clear();
+    angles.sin.clear();
+    angles.half = cfg.dim.min(head_dim) / 2;
+}
+
+/// Appends the angles of some positions of a sequence of `seq_len` tokens, rounded as transformers
+/// rounds them: the angle to f32 before, cosine and sine after.
+pub fn append_angles(
+    angles: &mut Rotations,
+    cfg: &RopeConfig,
+    head_dim: usize,
+    positions: Range<usize>,
+    seq_len: usize,
+) {
+    let (freqs, scale) = inv_freq(cfg, head_dim, seq_len);
+    for pos in positions {
+        for freq in &freqs {
+            let (sin, cos) = f64::from(pos as f32 * freq).sin_cos();
+            angles.cos.push(cos as f32 * scale);
+            angles.sin.push(sin as f32 * scale);
+        }
+    }
 }
 
 /// `1 / theta^(2 i / dim)`.
@@ -67,6 +95,46 @@ fn llama3(f: f32, factor: f64, low: f64, high: f64, context: f64) -> f32 {
     }
     let blend = (context as f32 / wavelength - low as f32) / (high - low) as f32;
     (1.0 - blend) * f / factor as f32 + blend * f
+}
+
+/// The Llama 3 scaling whose divisors of the frequencies these are: the inverse of what a GGUF file
+/// stores for it. The factors 1 and 4 of low and high frequencies are those of every Llama 3; only
+/// the ratio of both to the context matters. `None` for divisors that are no such scaling's.
+pub fn llama3_of_factors(rope: &RopeConfig, factors: &[f32]) -> Option<RopeScaling> {
+    let (low, high) = (1.0, 4.0);
+    let factor = factors.iter().copied().fold(1.0f32, f32::max);
+    let factor = nearest_round(f64::from(factor));
+    let freqs = plain(rope.theta, rope.dim);
+    let blended = |&(_, &g): &(&f32, &f32)| g > 1.0 && f64::from(g) < factor * (1.0 - 1e-6);
+    let (f, g) = freqs.iter().zip(factors).find(blended)?;
+    // 1 / g = (1 - s) / factor + s, and s = (context / wavelength - low) / (high - low).
+    let s = (1.0 / f64::from(*g) - 1.0 / factor) / (1.0 - 1.0 / factor);
+    let context = (s * (high - low) + low) * 2.0 * PI / f64::from(*f);
+    let scaling = RopeScaling::Llama3 {
+        factor,
+        low_freq_factor: low,
+        high_freq_factor: high,
+        original_max_seq_len: context.round() as usize,
+    };
+    let same = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * b.abs();
+    (freqs.len() == factors.len() && freq_factors(rope, &scaling).iter().zip(factors).all(same))
+        .then_some(scaling)
+}
+
+/// A number with a few digits where it is one up to the rounding of f32.
+fn nearest_round(x: f64) -> f64 {
+    let rounded = (x * 1e3).round() / 1e3;
+    if (rounded - x).abs() <= 1e-6 * x.abs() { rounded } else { x }
+}
+
+/// By what a scaling divides each frequency, `[dim / 2]`: what GGUF stores as `rope_freqs.weight`.
+pub fn freq_factors(rope: &RopeConfig, scaling: &RopeScaling) -> Vec<f32> {
+    let of = |scaling: RopeScaling| {
+        let rope = RopeConfig { scaling, freq_factors: None, ..rope.clone() };
+        inv_freq(&rope, rope.dim, 1).0
+    };
+    let pairs = of(RopeScaling::None).into_iter().zip(of(scaling.clone()));
+    pairs.map(|(plain, scaled)| (f64::from(plain) / f64::from(scaled)) as f32).collect()
 }
 
 /// Settings of YaRN.

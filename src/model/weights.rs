@@ -6,7 +6,8 @@ use crate::format::{FileDType, TensorFile, TensorInfo};
 use crate::kernels::Cpu;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::names::{BlockWeight, Weight};
-use crate::tensor::{Bytes, Matrix, MatrixData};
+use crate::ops::Linear;
+use crate::tensor::{Bytes, Matrix, MatrixData, Vector};
 use puna_cpu::convert;
 use puna_cpu::matmul::Dense;
 use puna_cpu::qmatmul::{PackedMatrix, ROWS, pack_panels};
@@ -16,18 +17,10 @@ use std::sync::{Arc, Mutex};
 /// Bytes of a file that one thread holds while it rearranges them.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// A linear layer.
-pub struct Linear {
-    /// [out, in].
-    pub w: Matrix,
-    /// `[out]`.
-    pub bias: Option<Vec<f32>>,
-}
-
 /// One transformer block.
 pub struct Block {
     /// Norm before attention, `[dim]`.
-    pub attn_norm: Vec<f32>,
+    pub attn_norm: Vector,
     /// Query.
     pub wq: Linear,
     /// Key.
@@ -37,7 +30,7 @@ pub struct Block {
     /// Attention's output.
     pub wo: Linear,
     /// Norm before the feed-forward, `[dim]`.
-    pub ffn_norm: Vec<f32>,
+    pub ffn_norm: Vector,
     /// Gate.
     pub w1: Linear,
     /// Down.
@@ -53,9 +46,9 @@ pub struct Weights {
     /// The blocks, first to last.
     pub blocks: Vec<Block>,
     /// Norm before the head, `[dim]`.
-    pub out_norm: Vec<f32>,
+    pub out_norm: Vector,
     /// Output head, [vocab, dim]; shares the table's memory when tied.
-    pub lm_head: Matrix,
+    pub lm_head: Linear,
 }
 
 /// A tensor of a mapped file, kept alive with it.
@@ -89,26 +82,26 @@ impl Weights {
         let blocks = (0..checkpoint.config.n_layers)
             .map(|layer| {
                 let linear = |w: BlockWeight, bias: BlockWeight| -> Result<Linear> {
-                    Ok(Linear {
-                        w: loader.matrix(Weight::Block(layer, w), true)?,
-                        bias: loader.vector_opt(Weight::Block(layer, bias))?,
-                    })
+                    let w = loader.matrix(Weight::Block(layer, w), true)?;
+                    let bias = loader.vector_opt(Weight::Block(layer, bias))?;
+                    Ok(Linear::new(w, bias.map(Vector::Fixed)))
                 };
                 use BlockWeight::*;
                 Ok(Block {
-                    attn_norm: loader.vector(Weight::Block(layer, AttnNorm))?,
+                    attn_norm: Vector::Fixed(loader.vector(Weight::Block(layer, AttnNorm))?),
                     wq: linear(Wq, Bq)?,
                     wk: linear(Wk, Bk)?,
                     wv: linear(Wv, Bv)?,
                     wo: linear(Wo, Bo)?,
-                    ffn_norm: loader.vector(Weight::Block(layer, FfnNorm))?,
+                    ffn_norm: Vector::Fixed(loader.vector(Weight::Block(layer, FfnNorm))?),
                     w1: linear(W1, B1)?,
                     w2: linear(W2, B2)?,
                     w3: linear(W3, B3)?,
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Weights { tok_emb, blocks, out_norm: loader.vector(Weight::OutNorm)?, lm_head })
+        let out_norm = Vector::Fixed(loader.vector(Weight::OutNorm)?);
+        Ok(Weights { tok_emb, blocks, out_norm, lm_head: Linear::new(lm_head, None) })
     }
 
     /// Bytes that computing one token reads: every matrix once, of the table (unless tied) one
@@ -118,7 +111,7 @@ impl Weights {
             .blocks
             .iter()
             .flat_map(|b| [&b.wq, &b.wk, &b.wv, &b.wo, &b.w1, &b.w2, &b.w3].map(|l| l.w.bytes()));
-        linears.sum::<usize>() + self.lm_head.bytes()
+        linears.sum::<usize>() + self.lm_head.w.bytes()
     }
 }
 

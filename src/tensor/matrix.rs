@@ -1,6 +1,8 @@
-//! A weight matrix [n, k]: rearranged panels of a quantised format, or elements used in place
-//! from the file they lie in.
+//! A weight matrix [n, k]: rearranged panels of a quantised format, elements used in place from the
+//! file they lie in, or a parameter that training changes.
 
+use crate::tensor::params::{ParamId, Params};
+use puna_cpu::convert;
 use puna_cpu::matmul::{Dense, DenseMatrix};
 use puna_cpu::qmatmul::PackedMatrix;
 use puna_cpu::quant::BlockType;
@@ -32,6 +34,35 @@ pub enum MatrixData {
     Dense(Bytes, Dense),
     /// Quantised, as the file stores it: good for looking rows up, not for products.
     Blocks(Bytes, BlockType),
+    /// F32 values that an optimiser owns.
+    Param(ParamId),
+}
+
+/// A weight of one dimension: a norm or a bias.
+#[derive(Clone)]
+pub enum Vector {
+    /// Values of the checkpoint.
+    Fixed(Vec<f32>),
+    /// Values that an optimiser owns.
+    Param(ParamId),
+}
+
+impl Vector {
+    /// The values; `params` are those of the same model.
+    pub fn values<'a>(&'a self, params: &'a Params) -> &'a [f32] {
+        match self {
+            Vector::Fixed(values) => values,
+            Vector::Param(id) => &params.get(*id).value,
+        }
+    }
+
+    /// The parameter that it is, if it is trained.
+    pub fn param(&self) -> Option<ParamId> {
+        match self {
+            Vector::Fixed(_) => None,
+            Vector::Param(id) => Some(*id),
+        }
+    }
 }
 
 /// A weight matrix [n, k]; `y = x wᵀ`.
@@ -51,7 +82,7 @@ impl Matrix {
         match &self.data {
             MatrixData::Packed(w) => w.block().name(),
             MatrixData::Blocks(_, block) => block.name(),
-            MatrixData::Dense(_, Dense::F32) => "F32",
+            MatrixData::Dense(_, Dense::F32) | MatrixData::Param(_) => "F32",
             MatrixData::Dense(_, Dense::F16) => "F16",
             MatrixData::Dense(_, Dense::BF16) => "BF16",
         }
@@ -62,17 +93,27 @@ impl Matrix {
         match &self.data {
             MatrixData::Packed(w) => w.bytes(),
             MatrixData::Dense(bytes, _) | MatrixData::Blocks(bytes, _) => bytes.as_slice().len(),
+            MatrixData::Param(_) => self.n * self.k * size_of::<f32>(),
         }
     }
 
-    /// The view that dense kernels take; `None` for quantised data.
-    pub fn dense(&self) -> Option<DenseMatrix<'_>> {
-        match &self.data {
-            MatrixData::Dense(bytes, dtype) => {
-                Some(DenseMatrix { bytes: bytes.as_slice(), dtype: *dtype, n: self.n, k: self.k })
-            }
+    /// The parameter that it is, if it is trained.
+    pub fn param(&self) -> Option<ParamId> {
+        match self.data {
+            MatrixData::Param(id) => Some(id),
             _ => None,
         }
+    }
+
+    /// The view that dense kernels take; `None` for quantised data. `params` are those of the same
+    /// model.
+    pub fn dense<'a>(&'a self, params: &'a Params) -> Option<DenseMatrix<'a>> {
+        let (bytes, dtype) = match &self.data {
+            MatrixData::Dense(bytes, dtype) => (bytes.as_slice(), *dtype),
+            MatrixData::Param(id) => (convert::f32_bytes(&params.get(*id).value), Dense::F32),
+            MatrixData::Packed(_) | MatrixData::Blocks(..) => return None,
+        };
+        Some(DenseMatrix { bytes, dtype, n: self.n, k: self.k })
     }
 }
 

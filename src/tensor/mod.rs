@@ -1,8 +1,11 @@
-//! Weight matrices and where their bytes live; parameters and gradients. Activations are plain
-//! f32 rows in buffers of the model's workspace.
+//! Weight matrices and where their bytes live; parameters and gradients; activations and their
+//! pool.
 
 mod matrix;
 mod params;
+mod rows;
 
-pub use matrix::{Bytes, Matrix, MatrixData};
+pub use matrix::{Bytes, Matrix, MatrixData, Vector};
 pub use params::{Grads, Param, ParamId, Params};
+pub use rows::{DType, Pool, Rows};
+pub use puna_cpu::buffer::Buffer;

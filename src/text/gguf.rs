@@ -59,10 +59,10 @@ const LLAMA3_REGEX: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L
 const TEKKEN_REGEX: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// How a named pre-tokenizer works.
-struct Pre {
-    name: &'static str,
-    steps: Vec<PreTokenizerWrapper>,
-    ignore_merges: bool,
+pub(super) struct Pre {
+    pub(super) name: &'static str,
+    pub(super) steps: Vec<PreTokenizerWrapper>,
+    pub(super) ignore_merges: bool,
     add_bos: bool,
 }
 
@@ -77,7 +77,12 @@ fn byte_level(regex: bool) -> PreTokenizerWrapper {
     PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, false, regex))
 }
 
-fn pre_tokenizer(name: Option<&str>) -> Result<Pre> {
+/// Names of the pre-tokenizers, each once.
+pub(super) const fn pre_names() -> [&'static str; 5] {
+    ["gpt-2", "smollm", "llama-bpe", "tekken", "default"]
+}
+
+pub(super) fn pre_tokenizer(name: Option<&str>) -> Result<Pre> {
     let pre = |name, steps| Pre { name, steps, ignore_merges: false, add_bos: false };
     Ok(match name {
         None | Some("" | "default") => pre(

@@ -17,7 +17,7 @@ use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{PoisonError, RwLock};
-use tokenizers::ModelWrapper;
+use tokenizers::{Model, ModelWrapper};
 
 /// Largest tokenizer file that is read; the largest public ones have about 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
@@ -80,6 +80,12 @@ impl Hf {
         run(&core)
     }
 
+    /// The tokenizer as its own file would hold it.
+    pub(super) fn to_json(&self) -> Result<String> {
+        let core = self.core.read().unwrap_or_else(PoisonError::into_inner);
+        guarded("fingerprint", || core.to_string(false))
+    }
+
     pub(super) fn vocab_size(&self) -> usize {
         self.vocab_size
     }
@@ -94,6 +100,41 @@ impl Hf {
 
     pub(super) fn id_to_token(&self, id: u32) -> Option<String> {
         self.core.read().unwrap_or_else(PoisonError::into_inner).id_to_token(id)
+    }
+
+    pub(super) fn is_byte_level(&self) -> bool {
+        self.decoding == Decoding::ByteLevel
+    }
+
+    /// Whether spaces are escaped as in SentencePiece.
+    pub(super) fn is_spm(&self) -> bool {
+        matches!(self.decoding, Decoding::Spm { .. })
+    }
+
+    /// The file's content as it was understood.
+    pub(super) fn json(&self) -> Result<Value> {
+        let core = self.core.read().unwrap_or_else(PoisonError::into_inner);
+        serde_json::to_value(&*core).map_err(|e| Error::Tokenizer(format!("tokenizer.json: {e}")))
+    }
+
+    /// A token of a BPE vocabulary that its merges do not make from its own text; `None` where
+    /// there is none, so that looking a whole word up first changes nothing.
+    pub(super) fn unmerged_token(&self) -> Result<Option<String>> {
+        let core = self.core.read().unwrap_or_else(PoisonError::into_inner);
+        let ModelWrapper::BPE(model) = core.get_model() else { return Ok(None) };
+        let added = core.get_added_tokens_decoder();
+        let mut merging = model.clone();
+        merging.ignore_merges = false;
+        for (text, id) in merging.get_vocab() {
+            if added.contains_key(&id) {
+                continue;
+            }
+            let made = guarded("merging", || merging.tokenize(&text))?;
+            if made.len() != 1 || made[0].id != id {
+                return Ok(Some(text));
+            }
+        }
+        Ok(None)
     }
 
     pub(super) fn strip_left(&self) -> usize {
@@ -203,6 +244,13 @@ struct Configs {
 }
 
 impl Configs {
+    fn read(dir: &Path) -> Result<Configs> {
+        Ok(Configs {
+            tokenizer: read_config(&dir.join("tokenizer_config.json"))?,
+            special_map: read_config(&dir.join("special_tokens_map.json"))?,
+        })
+    }
+
     /// The token named `bos_token` and the like.
     fn named(&self, key: &str) -> Option<&str> {
         token_text(&self.tokenizer[key]).or_else(|| token_text(&self.special_map[key]))
@@ -220,10 +268,7 @@ impl TextParts {
     /// [`Error::Format`] when neither `tokenizer.json` nor `tokenizer.model` is there, or a file
     /// breaks its format; [`Error::Unsupported`] for a tokenizer of another kind.
     pub fn from_hf_dir(dir: &Path) -> Result<TextParts> {
-        let configs = Configs {
-            tokenizer: read_config(&dir.join("tokenizer_config.json"))?,
-            special_map: read_config(&dir.join("special_tokens_map.json"))?,
-        };
+        let configs = Configs::read(dir)?;
         let json = dir.join("tokenizer.json");
         let model = dir.join("tokenizer.model");
         let tokenizer = if let Some(bytes) = read_file(&json, MAX_TOKENIZER_BYTES)? {
@@ -234,6 +279,21 @@ impl TextParts {
             return Err(Error::format(dir, "neither tokenizer.json nor tokenizer.model is there"));
         };
         Ok(TextParts { tokenizer, template: template(dir, &configs)? })
+    }
+}
+
+impl TextParts {
+    /// The tokenizer of `tokenizer.model`, whether or not a `tokenizer.json` stands beside it.
+    ///
+    /// # Errors
+    /// As [`TextParts::from_hf_dir`].
+    pub(super) fn from_hf_model(dir: &Path) -> Result<Tokenizer> {
+        let configs = Configs::read(dir)?;
+        let path = dir.join("tokenizer.model");
+        match read_file(&path, MAX_TOKENIZER_BYTES)? {
+            Some(bytes) => from_model(&bytes, &path, dir, &configs),
+            None => Err(Error::format(dir, "no tokenizer.model is there")),
+        }
     }
 }
 

@@ -15,11 +15,15 @@ mod sentencepiece;
 mod spm;
 mod stream;
 mod template;
+mod to_gguf;
+mod to_hf;
 mod tokenizer;
 
 pub use gguf::GgufVocab;
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, Message, Piece};
+pub use to_gguf::GgufVocabBuf;
+pub use to_hf::HfTokenizer;
 pub use tokenizer::Tokenizer;
 
 use crate::error::Result;

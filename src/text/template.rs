@@ -80,6 +80,14 @@ impl ChatTemplate {
         ))
     }
 
+    /// The Jinja source; `None` for a preset of pieces.
+    pub fn source(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Jinja { source } => Some(source),
+            Kind::Pieces(_) => None,
+        }
+    }
+
     /// Names of all presets.
     pub fn preset_names() -> Vec<&'static str> {
         presets::names()
@@ -253,6 +261,14 @@ impl ChatTemplate {
         }
         parts.push((whole[done..].to_string(), false));
         Ok(parts)
+    }
+
+    /// What decides how the template writes, as text: to tell templates apart, not to be read.
+    pub fn identity(&self) -> String {
+        match &self.kind {
+            Kind::Jinja { source } => format!("jinja:{source}"),
+            Kind::Pieces(preset) => format!("{preset:?}"),
+        }
     }
 
     /// Tokens that end an answer besides EOS: the template's own ends of turns that are in the

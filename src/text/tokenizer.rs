@@ -10,6 +10,7 @@ use super::marks::{Marks, Span};
 use super::spm::{Kind, Spm};
 use super::stream::StreamDecoder;
 use crate::error::{Error, Result};
+use sha2::{Digest, Sha256};
 
 /// Tokens that end a turn or a text in the chat formats in use; one of these in the vocabulary, as
 /// a special token, ends generation.
@@ -57,10 +58,10 @@ pub(super) enum Engine {
 
 /// A model's tokenizer.
 pub struct Tokenizer {
-    engine: Engine,
+    pub(super) engine: Engine,
     /// Tokens recognised in a text (the engine `Hf` knows its own).
     marks: Marks,
-    specials: Specials,
+    pub(super) specials: Specials,
     /// Ids that end a generation, EOS first.
     ends: Vec<u32>,
     about: String,
@@ -231,6 +232,44 @@ impl Tokenizer {
             Engine::ByteBpe(bpe) => bpe.core.id_to_token(id),
             Engine::Hf(hf) => hf.id_to_token(id),
         }
+    }
+
+    /// The bytes that one token stands for in the middle of a text; they need not be whole
+    /// characters. A control token gives its own spelling.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for an id beyond the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.push_bytes(id, false, false, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// SHA-256, in hexadecimal, over everything that decides which ids a text gets.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the vocabulary cannot be written out.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        hash.update(format!("{}\0{:?}\0", self.about, self.specials));
+        match &self.engine {
+            Engine::Spm(spm) => {
+                hash.update(format!("{:?}\0", spm.rules()));
+                for piece in (0..spm.len() as u32).filter_map(|id| spm.piece(id)) {
+                    hash.update((piece.text.len() as u64).to_le_bytes());
+                    hash.update(piece.text.as_bytes());
+                    hash.update(piece.score.to_bits().to_le_bytes());
+                    hash.update(format!("{:?}\0", piece.kind));
+                }
+            }
+            Engine::ByteBpe(bpe) => {
+                hash.update(format!("{:?}\0", bpe.kinds));
+                let core = bpe.core.to_string(false);
+                hash.update(core.map_err(|e| Error::Tokenizer(format!("fingerprint: {e}")))?);
+            }
+            Engine::Hf(hf) => hash.update(hf.to_json()?),
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// One line for `puna info`: family, pre-tokenizer, sizes, special tokens.

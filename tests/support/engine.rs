@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// Loads a model that must load.
 pub fn load(path: &Path, threads: usize, exact: bool) -> Model {
-    match Model::load(path, &LoadOptions { threads, exact }) {
+    match Model::load(path, &LoadOptions { threads, exact, adapters: vec![] }) {
         Ok(model) => model,
         Err(error) => panic!("{}: {error}", path.display()),
     }

@@ -232,3 +232,20 @@ pub fn unpacked_few(
         BlockType::Q6_K => by_rows!(2, true, false),
     }
 }
+
+/// The weights of block `b` of a panel in f32, `out[input][row]`.
+///
+/// # Safety
+/// AVX2, FMA, F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn block_weights(
+    block: BlockType,
+    out: &mut [[f32; ROWS]; BLOCK],
+    panel: &[u8],
+    n_blocks: usize,
+    b: usize,
+) {
+    let mut u = Unpacked::default();
+    unpack(block, &mut u, panel, n_blocks, b);
+    super::unpack::block_weights(block, out, &u);
+}

@@ -129,6 +129,45 @@ impl PackedMatrix {
     }
 }
 
+impl PackedMatrix {
+    /// About the bytes of some blocks of a panel: those that lie there if headers and scales are
+    /// spread evenly.
+    pub(crate) fn panel_part(&self, panel: usize, blocks: &Range<usize>) -> &[u8] {
+        let (panel, n_blocks) = (self.panel(panel), self.k / BLOCK);
+        let at = |b: usize| panel.len() * b.min(n_blocks) / n_blocks;
+        &panel[at(blocks.start)..at(blocks.end)]
+    }
+
+    /// Inputs `32 b` and following of the sixteen rows of a panel as f32, `out[input][row]`: the
+    /// values of [`PackedMatrix::decode_row`].
+    ///
+    /// # Panics
+    /// When there is no such panel or block.
+    pub(crate) fn decode_block(
+        &self,
+        isa: Isa,
+        out: &mut [[f32; ROWS]; BLOCK],
+        panel: usize,
+        b: usize,
+    ) {
+        let (panel, n_blocks) = (self.panel(panel), self.k / BLOCK);
+        assert!(b < n_blocks, "block {b} of {n_blocks}");
+        match isa.level() {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: this Isa exists only where the features were detected.
+            Level::Avx512 => unsafe { avx512::block_weights(self.block, out, panel, n_blocks, b) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: likewise.
+            Level::Avx2 => unsafe { avx2::block_weights(self.block, out, panel, n_blocks, b) },
+            _ => {
+                let mut u = unpack::Unpacked::default();
+                unpack::unpack(self.block, &mut u, panel, n_blocks, b);
+                unpack::block_weights(self.block, out, &u);
+            }
+        }
+    }
+}
+
 /// Packs `rows` (whole GGUF rows; as many as the panels hold, but for a short end) into `panels`.
 pub fn pack_panels(block: BlockType, panels: &mut [u8], rows: &[u8], k: usize) {
     let panel_bytes = Layout::of(block).panel_bytes(k / BLOCK);

@@ -1,4 +1,22 @@
 //! Every kernel as plain loops in f64: the truth that tests measure the fast ones against.
+//!
+//! Functions that tests differentiate take f32 or f64, so that steps can be finer than f32.
+
+mod training;
+
+pub use training::{adamw, cross_entropy, differences, sgd};
+
+mod attention_rows;
+
+pub use attention_rows::{
+    AttentionRowsShape, attention_rows, attention_rows_bwd, attention_rows_bwd_sizes,
+};
+
+mod attention_rows;
+
+pub use attention_rows::{
+    AttentionRowsShape, attention_rows, attention_rows_bwd, attention_rows_bwd_sizes,
+};
 
 /// `out[m, n] = x[m, k] w[n, k]^T`.
 ///
@@ -16,21 +34,21 @@ pub fn matmul(out: &mut [f64], x: &[f32], w: &[f32], k: usize) {
 }
 
 /// `w * x / sqrt(mean(x^2) + eps)` for each row of `w.len()` elements.
-pub fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f64> {
+pub fn rms_norm<T: Into<f64> + Copy>(x: &[T], w: &[T], eps: f32) -> Vec<f64> {
     let mut out = vec![];
     for row in x.chunks(w.len().max(1)) {
-        let squares: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+        let squares: f64 = row.iter().map(|&x| x.into() * x.into()).sum();
         let norm = (squares / row.len() as f64 + f64::from(eps)).sqrt();
-        out.extend(row.iter().zip(w).map(|(&x, &w)| f64::from(x) / norm * f64::from(w)));
+        out.extend(row.iter().zip(w).map(|(&x, &w)| x.into() / norm * w.into()));
     }
     out
 }
 
 /// `gate / (1 + exp(-gate)) * up`.
-pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f64> {
-    let one = |(&g, &u): (&f32, &f32)| {
-        let g = f64::from(g);
-        g / (1.0 + (-g).exp()) * f64::from(u)
+pub fn swiglu<T: Into<f64> + Copy>(gate: &[T], up: &[T]) -> Vec<f64> {
+    let one = |(&g, &u): (&T, &T)| {
+        let g: f64 = g.into();
+        g / (1.0 + (-g).exp()) * u.into()
     };
     gate.iter().zip(up).map(one).collect()
 }
@@ -42,16 +60,22 @@ pub fn softmax(x: &[f32]) -> Vec<f64> {
 }
 
 /// `ln(sum(exp(x)))`.
-pub fn log_sum_exp(x: &[f32]) -> f64 {
-    let max = x.iter().fold(f64::NEG_INFINITY, |m, &x| m.max(f64::from(x)));
-    let sum: f64 = x.iter().map(|&x| (f64::from(x) - max).exp()).sum();
+pub fn log_sum_exp<T: Into<f64> + Copy>(x: &[T]) -> f64 {
+    let max = x.iter().fold(f64::NEG_INFINITY, |m, &x| m.max(x.into()));
+    let sum: f64 = x.iter().map(|&x| (x.into() - max).exp()).sum();
     max + sum.ln()
 }
 
 /// Rotates each pair of each head by its angle, given as cosine and sine; `half` says whether the
 /// partner of element j is `j + rope_dim / 2` or the neighbour.
-pub fn rope(x: &[f32], head_dim: usize, cos: &[f32], sin: &[f32], half: bool) -> Vec<f64> {
-    let mut out: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+pub fn rope<T: Into<f64> + Copy>(
+    x: &[T],
+    head_dim: usize,
+    cos: &[f32],
+    sin: &[f32],
+    half: bool,
+) -> Vec<f64> {
+    let mut out: Vec<f64> = x.iter().map(|&x| x.into()).collect();
     for head in out.chunks_mut(head_dim) {
         for j in 0..cos.len() {
             let (a, b) = if half { (j, j + cos.len()) } else { (2 * j, 2 * j + 1) };

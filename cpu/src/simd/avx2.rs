@@ -161,6 +161,11 @@ impl Vector for F32x8 {
         F32x8(unsafe { _mm256_div_ps(self.0, other.0) })
     }
     #[inline(always)]
+    fn sqrt(self) -> Self {
+        // SAFETY: see the type.
+        F32x8(unsafe { _mm256_sqrt_ps(self.0) })
+    }
+    #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {
         // SAFETY: see the type.
         F32x8(unsafe { _mm256_fmadd_ps(self.0, b.0, c.0) })

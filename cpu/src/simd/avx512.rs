@@ -141,6 +141,11 @@ impl Vector for F32x16 {
         F32x16(unsafe { _mm512_div_ps(self.0, other.0) })
     }
     #[inline(always)]
+    fn sqrt(self) -> Self {
+        // SAFETY: see the type.
+        F32x16(unsafe { _mm512_sqrt_ps(self.0) })
+    }
+    #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {
         // SAFETY: see the type.
         F32x16(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })

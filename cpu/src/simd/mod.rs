@@ -11,9 +11,11 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod elem;
 mod exp;
 mod portable;
 
+pub(crate) use elem::{Elem, Sink, Source};
 pub(crate) use exp::exp;
 
 use crate::isa::{Isa, Level};
@@ -63,6 +65,7 @@ pub(crate) trait Vector: Copy {
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
     fn div(self, other: Self) -> Self;
+    fn sqrt(self) -> Self;
     /// `self * b + c`: rounded once on AVX2 and AVX-512, twice on the portable level.
     fn mul_add(self, b: Self, c: Self) -> Self;
     /// `if self > other { self } else { other }`, so a NaN in either gives `other`.
@@ -140,22 +143,39 @@ pub(crate) fn get_or<V: Vector>(x: &[f32], fill: f32) -> V {
     unsafe { V::load(lanes.as_ptr()) }
 }
 
-/// Up to `LANES` elements, zeros in the lanes beyond.
+/// Up to `LANES` elements of any type, zeros in the lanes beyond.
 #[inline(always)]
-pub(crate) fn get<V: Vector>(x: &[f32]) -> V {
-    get_or(x, 0.0)
+pub(crate) fn get<V: Vector>(x: &[impl Elem]) -> V {
+    load_or_zero(x)
+}
+
+#[inline(always)]
+fn load_or_zero<V: Vector, E: Elem>(x: &[E]) -> V {
+    if x.len() >= V::LANES {
+        // SAFETY: the slice holds LANES elements.
+        return unsafe { E::load(x.as_ptr()) };
+    }
+    let mut lanes = [E::ZERO; 16];
+    lanes[..x.len()].copy_from_slice(x);
+    // SAFETY: LANES is at most 16.
+    unsafe { E::load(lanes.as_ptr()) }
 }
 
 /// The first lanes of `v`, as many as `out` takes.
 #[inline(always)]
-pub(crate) fn put<V: Vector>(out: &mut [f32], v: V) {
+pub(crate) fn put<V: Vector>(out: &mut [impl Elem], v: V) {
+    store_first(out, v);
+}
+
+#[inline(always)]
+fn store_first<V: Vector, E: Elem>(out: &mut [E], v: V) {
     if out.len() >= V::LANES {
         // SAFETY: the slice holds LANES elements.
-        return unsafe { v.store(out.as_mut_ptr()) };
+        return unsafe { E::store(v, out.as_mut_ptr()) };
     }
-    let mut lanes = [0.0; 16];
+    let mut lanes = [E::ZERO; 16];
     // SAFETY: LANES is at most 16.
-    unsafe { v.store(lanes.as_mut_ptr()) };
+    unsafe { E::store(v, lanes.as_mut_ptr()) };
     out.copy_from_slice(&lanes[..out.len()]);
 }
 

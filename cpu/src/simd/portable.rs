@@ -98,6 +98,10 @@ impl Vector for F32x8 {
         each(|i| self.0[i] / other.0[i])
     }
     #[inline(always)]
+    fn sqrt(self) -> Self {
+        each(|i| self.0[i].sqrt())
+    }
+    #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {
         // Not `f32::mul_add`, which is a library call on machines without the instruction.
         each(|i| self.0[i] * b.0[i] + c.0[i])

@@ -1,3 +1,4 @@
+use crate::model::names::BlockWeight;
 use std::path::{Path, PathBuf};
 
 use puna_cpu::quant::BlockType;

@@ -1,6 +1,6 @@
 //! Unpacking of a panel's block in registers: one instance a format.
 
-use crate::qmatmul::layout::{GROUPS, Layout, ROWS, VECTOR};
+use crate::qmatmul::layout::{BLOCK, GROUPS, Layout, ROWS, VECTOR};
 use crate::quant::BlockType;
 use std::arch::x86_64::*;
 
@@ -157,6 +157,43 @@ impl<const B: u8> Codec<B> {
                         [_mm512_mul_ps(d, signed(s)), _mm512_mul_ps(d, signed(s.add(ROWS)))],
                         [none; 2],
                     )
+                }
+            }
+        }
+    }
+
+    /// The weights of block `b` of a panel in f32, `out[input][row]`, with the roundings of the
+    /// plain unpacking.
+    ///
+    /// # Safety
+    /// AVX-512 F and BW; the panel has `n_blocks` blocks, and `b` is one.
+    #[inline(always)]
+    pub unsafe fn weights(
+        out: &mut [[f32; ROWS]; BLOCK],
+        panel: *const u8,
+        n_blocks: usize,
+        b: usize,
+    ) {
+        // SAFETY: the block's parts lie in the panel; the instructions are the caller's.
+        unsafe {
+            let at = Self::LAYOUT.at(n_blocks, b);
+            let codes = Self::codes(panel.add(at.codes));
+            let (scales, mins) = Self::scales(panel.add(at.scales), panel.add(at.header));
+            let offset = Self::LAYOUT.offset_shift.map_or(0, |shift| 1i32 << shift);
+            let (offset, low) = (_mm512_set1_epi32(offset), _mm512_set1_epi32(255));
+            for g in 0..GROUPS {
+                let h = g / (GROUPS / 2);
+                let c = codes[g];
+                let four = [
+                    _mm512_and_si512(c, low),
+                    _mm512_and_si512(_mm512_srli_epi32::<8>(c), low),
+                    _mm512_and_si512(_mm512_srli_epi32::<16>(c), low),
+                    _mm512_srli_epi32::<24>(c),
+                ];
+                for i in 0..4 {
+                    let code = _mm512_cvtepi32_ps(_mm512_sub_epi32(four[i], offset));
+                    let w = _mm512_sub_ps(_mm512_mul_ps(code, scales[h]), mins[h]);
+                    _mm512_storeu_ps(out[4 * g + i].as_mut_ptr(), w);
                 }
             }
         }

@@ -202,3 +202,29 @@ pub unsafe fn panel_few(
         BlockType::Q6_K => by_rows!(BlockType::Q6_K, true, false),
     }
 }
+
+/// The weights of block `b` of a panel in f32, `out[input][row]`.
+///
+/// # Safety
+/// AVX-512 F, BW, VL, DQ; the panel has `n_blocks` blocks, and `b` is one.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub unsafe fn block_weights(
+    block: BlockType,
+    out: &mut [[f32; ROWS]; BLOCK],
+    panel: &[u8],
+    n_blocks: usize,
+    b: usize,
+) {
+    macro_rules! weights_as {
+        ($($t:ident),*) => {
+            match block {
+                $(BlockType::$t => {
+                    const B: u8 = id_of(BlockType::$t);
+                    // SAFETY: this function's contract.
+                    unsafe { Codec::<B>::weights(out, panel.as_ptr(), n_blocks, b) }
+                })*
+            }
+        };
+    }
+    weights_as!(Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K);
+}

@@ -1,0 +1,108 @@
+//! What an operation needs besides its inputs.
+
+use super::adjoint::Backward;
+use crate::kernels::matmul::Precision;
+use crate::kernels::{Cpu, Scratch};
+use crate::tensor::{DType, Grads, Params, Pool, Rows};
+
+/// How products are computed and activations stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Mode {
+    /// Inference: f32 rows; quantised weights meet int8 activations unless `exact`.
+    Serve {
+        /// Multiply with f32 activations, unrounded.
+        exact: bool,
+    },
+    /// Training in f32 or bf16.
+    Train(Precision),
+}
+
+/// Place of a node on its tape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeId(pub(super) u32);
+
+/// The context of a forward pass. `'w` is the life of the weights, which nodes of the tape refer
+/// to until they have run backward.
+pub struct Cx<'a, 'w> {
+    /// The device.
+    pub cpu: &'a Cpu,
+    /// Memory for activations.
+    pub pool: &'a Pool,
+    /// What training changes; empty for inference.
+    pub params: &'w Params,
+    /// Memory of kernels.
+    pub scratch: &'a mut Scratch,
+    /// How to compute.
+    pub mode: Mode,
+    /// Seed of this pass's dropout masks; `None` where nothing is dropped.
+    pub dropout_key: Option<u64>,
+    /// Where gradients of parameters are summed; `None` with the tape off.
+    pub grads: Option<&'a mut Grads>,
+    /// Nodes in the order they ran; `None` stands for a leaf.
+    pub(super) tape: Option<Vec<Option<Box<dyn Backward<'w> + 'w>>>>,
+}
+
+impl<'a, 'w> Cx<'a, 'w> {
+    /// A context with the tape off.
+    pub fn new(
+        cpu: &'a Cpu,
+        pool: &'a Pool,
+        params: &'w Params,
+        scratch: &'a mut Scratch,
+        mode: Mode,
+    ) -> Self {
+        Cx { cpu, pool, params, scratch, mode, dropout_key: None, grads: None, tape: None }
+    }
+
+    /// Switches the tape on: operations are recorded, and [`super::sweep`] adds to `grads`.
+    pub fn record(&mut self, grads: &'a mut Grads) {
+        self.grads = Some(grads);
+        self.tape = Some(Vec::new());
+    }
+
+    /// Whether the tape is on.
+    pub fn is_recording(&self) -> bool {
+        self.tape.is_some()
+    }
+
+    /// Puts a node on the tape; `None` with the tape off.
+    pub fn push(&mut self, node: impl Backward<'w> + 'w) -> Option<NodeId> {
+        let tape = self.tape.as_mut()?;
+        tape.push(Some(Box::new(node)));
+        Some(NodeId(tape.len() as u32 - 1))
+    }
+
+    /// A place on the tape for a value that comes from outside; its derivative stays in what
+    /// [`super::sweep`] returns.
+    pub fn leaf(&mut self) -> Option<NodeId> {
+        let tape = self.tape.as_mut()?;
+        tape.push(None);
+        Some(NodeId(tape.len() as u32 - 1))
+    }
+
+    /// The element type of activations.
+    pub fn dtype(&self) -> DType {
+        match self.mode {
+            Mode::Train(Precision::Bf16) => DType::Bf16,
+            _ => DType::F32,
+        }
+    }
+
+    /// The precision of training's products.
+    pub fn precision(&self) -> Precision {
+        match self.mode {
+            Mode::Train(precision) => precision,
+            Mode::Serve { .. } => Precision::F32,
+        }
+    }
+
+    /// Memory for activations [rows, width], to be overwritten.
+    pub fn take(&self, rows: usize, width: usize) -> Rows {
+        self.pool.take(self.dtype(), rows, width)
+    }
+
+    /// Memory for f32 rows, to be overwritten.
+    pub fn take_f32(&self, rows: usize, width: usize) -> Rows {
+        self.pool.take(DType::F32, rows, width)
+    }
+}

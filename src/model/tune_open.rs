@@ -1,0 +1,316 @@
+//! Opening a model for training: weights as parameters, or a frozen base with an adapter.
+
+use crate::error::{Error, Result};
+use crate::format::FileDType;
+use crate::format::hf_config::HfConfig;
+use crate::format::peft::{AdapterFile, Target};
+use crate::kernels::{Cpu, Scratch};
+use crate::model::adapter::{init_lora, read_adapter};
+use crate::model::checkpoint::{Checkpoint, GenerationDefaults};
+use crate::model::config::Config;
+use crate::model::names::{BlockWeight, Layout, Weight};
+use crate::model::source::WeightSource;
+use crate::model::text::text_parts;
+use crate::model::tune::{Precision, TuneMethod, TuneModel, TuneOptions};
+use crate::model::weights::{Block, Weights};
+use crate::ops::{Linear, Lora};
+use crate::rng::Rng;
+use crate::tensor::{Bytes, Matrix, MatrixData, Param, ParamId, Params, Pool, Vector};
+use crate::text::TextParts;
+use half::bf16;
+use puna_cpu::buffer::Buffer;
+use puna_cpu::convert;
+use puna_cpu::matmul::Dense;
+use std::path::Path;
+
+/// Stream of a seed that random weights are drawn from, one a weight from here on.
+const INIT_STREAM: u64 = 1 << 41;
+/// Standard deviation of random weights where the configuration does not say.
+const INIT_DEVIATION: f64 = 0.02;
+
+impl TuneModel {
+    /// Opens a model for training. A directory with a `config.json` but no weights, or the
+    /// `config.json` itself, starts from random weights.
+    ///
+    /// # Errors
+    /// When the checkpoint or the adapter is broken or not there, or an adapter is asked for on
+    /// random weights.
+    pub fn open(path: &Path, options: &TuneOptions) -> Result<TuneModel> {
+        let cpu = Cpu::new(options.threads)?;
+        if let Some(config_path) = lone_config(path) {
+            return TuneModel::random(&config_path, options, cpu);
+        }
+        let checkpoint = Checkpoint::open(path)?;
+        let text = text_parts(&checkpoint)?;
+        let mut params = Params::default();
+        let mut trained = None;
+        let weights = match &options.method {
+            TuneMethod::Full => full(&checkpoint, &checkpoint.config, &mut params)?,
+            TuneMethod::Lora { spec, adapter } => {
+                let file = match adapter {
+                    Some(dir) => read_adapter(dir, &checkpoint.config)?,
+                    None => init_lora(spec, &checkpoint.config, options.seed)?,
+                };
+                let mut weights = Weights::load(&cpu, &checkpoint)?;
+                if matches!(options.precision, Precision::Bf16) {
+                    narrow(&cpu, &mut weights, checkpoint.config.tie_embeddings);
+                }
+                attach(&mut weights, &mut params, &file);
+                trained = Some(file);
+                weights
+            }
+        };
+        let Checkpoint { config, generation, .. } = checkpoint;
+        let mut model =
+            TuneModel::new(path, config, text, generation, params, weights, options, cpu);
+        if let Some(file) = trained {
+            model.adapter_places = file.pairs.iter().map(|p| (p.layer, p.target)).collect();
+            model.adapter = Some(file.spec);
+        }
+        Ok(model)
+    }
+
+    fn random(config_path: &Path, options: &TuneOptions, cpu: Cpu) -> Result<TuneModel> {
+        if !matches!(options.method, TuneMethod::Full) {
+            let why = "an adapter needs weights to adapt; random weights are trained in full";
+            return Err(Error::config("method", "lora", why));
+        }
+        let config = Config::from_hf(&HfConfig::read(config_path)?)?;
+        let dir = config_path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
+        let text = match dir.join("tokenizer.json").is_file() {
+            true => Some(TextParts::from_hf_dir(dir)?),
+            false => None,
+        };
+        let random = Random { config: &config, seed: options.seed };
+        let mut params = Params::default();
+        let weights = full(&random, &config, &mut params)?;
+        let generation = GenerationDefaults {
+            eos_ids: config.eos_ids.clone(),
+            bos_id: config.bos_id,
+            ..GenerationDefaults::default()
+        };
+        Ok(TuneModel::new(dir, config, text, generation, params, weights, options, cpu))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        base: &Path,
+        config: Config,
+        text: Option<TextParts>,
+        generation: GenerationDefaults,
+        params: Params,
+        weights: Weights,
+        options: &TuneOptions,
+        cpu: Cpu,
+    ) -> TuneModel {
+        TuneModel {
+            config,
+            text,
+            generation,
+            params,
+            weights,
+            options: options.clone(),
+            adapter: None,
+            adapter_places: Vec::new(),
+            base: base.to_owned(),
+            cpu,
+            pool: Pool::default(),
+            scratch: Scratch::default(),
+        }
+    }
+}
+
+/// The configuration of a model without weights.
+fn lone_config(path: &Path) -> Option<std::path::PathBuf> {
+    if path.is_file() {
+        return (path.extension()? == "json").then(|| path.to_owned());
+    }
+    let config = path.join("config.json");
+    let has_weights = std::fs::read_dir(path).ok()?.flatten().any(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        [".safetensors", ".bin", ".pt", ".pth", "index.json"].iter().any(|end| name.ends_with(end))
+    });
+    (config.is_file() && !has_weights).then_some(config)
+}
+
+/// Every weight as a parameter.
+fn full(source: &dyn WeightSource, config: &Config, params: &mut Params) -> Result<Weights> {
+    let mut load = |weight: Weight| -> Result<Option<ParamId>> {
+        if source.dtype(weight)?.is_none() {
+            return Ok(None);
+        }
+        let shape = config.shape(weight);
+        let mut value = Buffer::zeroed(shape.iter().product());
+        source.rows(weight, 0..shape[0], &mut value)?;
+        let (name, decay) = (weight.file_name(Layout::Hf), shape.len() == 2);
+        Ok(Some(params.push(Param { name, shape, decay, value, low: None })))
+    };
+    let missing = |weight: Weight| Error::Unsupported(format!("a model without {weight}"));
+    let mut must = |weight: Weight| load(weight)?.ok_or_else(|| missing(weight));
+    let matrix = |weight: Weight, id: ParamId| {
+        let shape = config.shape(weight);
+        Matrix { n: shape[0], k: shape[1], data: MatrixData::Param(id) }
+    };
+    let tok_emb = matrix(Weight::TokEmb, must(Weight::TokEmb)?);
+    let mut blocks = Vec::new();
+    for layer in 0..config.n_layers {
+        use BlockWeight::*;
+        let block = |w| Weight::Block(layer, w);
+        let mut linear = |w, b| -> Result<Linear> {
+            let weight = matrix(block(w), must(block(w))?);
+            let has_bias = source.dtype(block(b))?.is_some();
+            let bias = if has_bias { Some(Vector::Param(must(block(b))?)) } else { None };
+            Ok(Linear::new(weight, bias))
+        };
+        let (wq, wk, wv, wo) = (linear(Wq, Bq)?, linear(Wk, Bk)?, linear(Wv, Bv)?, linear(Wo, Bo)?);
+        let (w1, w2, w3) = (linear(W1, B1)?, linear(W2, B2)?, linear(W3, B3)?);
+        let attn_norm = Vector::Param(must(block(AttnNorm))?);
+        let ffn_norm = Vector::Param(must(block(FfnNorm))?);
+        blocks.push(Block { attn_norm, wq, wk, wv, wo, ffn_norm, w1, w2, w3 });
+    }
+    let out_norm = Vector::Param(must(Weight::OutNorm)?);
+    let lm_head = match config.tie_embeddings {
+        true => tok_emb.clone(),
+        false => matrix(Weight::LmHead, must(Weight::LmHead)?),
+    };
+    Ok(Weights { tok_emb, blocks, out_norm, lm_head: Linear::new(lm_head, None) })
+}
+
+/// Normally distributed matrices, norms of one, biases of zero.
+struct Random<'a> {
+    config: &'a Config,
+    seed: u64,
+}
+
+impl WeightSource for Random<'_> {
+    fn config(&self) -> &Config {
+        self.config
+    }
+
+    fn dtype(&self, weight: Weight) -> Result<Option<FileDType>> {
+        let absent = match weight {
+            Weight::Block(_, w) if w.is_attention_bias() => !self.config.attention_bias,
+            Weight::Block(_, w) if w.is_mlp_bias() => !self.config.mlp_bias,
+            Weight::LmHead => self.config.tie_embeddings,
+            _ => false,
+        };
+        Ok((!absent).then_some(FileDType::F32))
+    }
+
+    fn rows(&self, weight: Weight, rows: std::ops::Range<usize>, out: &mut [f32]) -> Result<()> {
+        let is_norm = matches!(
+            weight,
+            Weight::OutNorm | Weight::Block(_, BlockWeight::AttnNorm | BlockWeight::FfnNorm)
+        );
+        let shape = self.config.shape(weight);
+        if shape.len() == 1 {
+            out.fill(if is_norm { 1.0 } else { 0.0 });
+            return Ok(());
+        }
+        let place = Weight::all(self.config.n_layers).position(|w| w == weight).unwrap_or(0);
+        let mut rng = Rng::new(self.seed, INIT_STREAM + place as u64);
+        for _ in 0..rows.start * shape[1] {
+            rng.normal();
+        }
+        out.fill_with(|| (rng.normal() * INIT_DEVIATION) as f32);
+        Ok(())
+    }
+
+    fn raw_rows(
+        &self,
+        _: Weight,
+        _: std::ops::Range<usize>,
+        _: &mut [u8],
+    ) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+/// The linear layer of a block that an adapter's target is.
+fn linear_of(block: &mut Block, target: Target) -> &mut Linear {
+    match target {
+        Target::Wq => &mut block.wq,
+        Target::Wk => &mut block.wk,
+        Target::Wv => &mut block.wv,
+        Target::Wo => &mut block.wo,
+        Target::W1 => &mut block.w1,
+        Target::W2 => &mut block.w2,
+        Target::W3 => &mut block.w3,
+    }
+}
+
+/// Adds an adapter whose matrices are parameters.
+fn attach(weights: &mut Weights, params: &mut Params, file: &AdapterFile) {
+    let r = file.spec.r;
+    for (index, pair) in file.pairs.iter().enumerate() {
+        let path = pair.target.hf_name();
+        let prefix = format!("base_model.model.model.layers.{}.{path}", pair.layer);
+        let mut push = |half: &str, shape: [usize; 2], values: &[f32]| {
+            params.push(Param {
+                name: format!("{prefix}.lora_{half}.weight"),
+                shape: shape.to_vec(),
+                decay: true,
+                value: Buffer::from_slice(values),
+                low: None,
+            })
+        };
+        let linear = linear_of(&mut weights.blocks[pair.layer], pair.target);
+        let (n, k) = (linear.w.n, linear.w.k);
+        let a = Matrix { n: r, k, data: MatrixData::Param(push("A", [r, k], &pair.a)) };
+        let b = Matrix { n, k: r, data: MatrixData::Param(push("B", [n, r], &pair.b)) };
+        let (scale, dropout) = (file.spec.scale(), file.spec.dropout);
+        linear.loras.push(Lora { a, b, scale, dropout, key: index as u64 + 1 });
+    }
+}
+
+/// Adds an adapter that stays as it is.
+pub(super) fn attach_fixed(weights: &mut Weights, file: &AdapterFile) {
+    let r = file.spec.r;
+    let dense = |n: usize, k: usize, values: &[f32]| {
+        let bytes = Bytes::new(convert::f32_bytes(values).to_vec());
+        Matrix { n, k, data: MatrixData::Dense(bytes, Dense::F32) }
+    };
+    for pair in &file.pairs {
+        let linear = linear_of(&mut weights.blocks[pair.layer], pair.target);
+        let (n, k) = (linear.w.n, linear.w.k);
+        let (a, b) = (dense(r, k, &pair.a), dense(n, r, &pair.b));
+        linear.loras.push(Lora { a, b, scale: file.spec.scale(), dropout: 0.0, key: 0 });
+    }
+}
+
+/// bf16 numbers as the bytes of a weight.
+struct Low(Buffer<bf16>);
+
+impl AsRef<[u8]> for Low {
+    fn as_ref(&self) -> &[u8] {
+        convert::bf16_bytes(&self.0)
+    }
+}
+
+/// Frozen f32 weights as bf16: what products in bf16 use, in half the memory.
+fn narrow(cpu: &Cpu, weights: &mut Weights, tied: bool) {
+    let narrow = |w: &mut Matrix| {
+        let MatrixData::Dense(bytes, Dense::F32) = &w.data else { return };
+        let mut low = Buffer::<bf16>::zeroed(w.n * w.k);
+        let rows = bytes.as_slice().chunks_exact(4 * w.k);
+        let mut wide = vec![0.0f32; w.k];
+        for (low, bytes) in low.chunks_exact_mut(w.k).zip(rows) {
+            for (x, &b) in wide.iter_mut().zip(bytes.as_chunks().0) {
+                *x = f32::from_le_bytes(b);
+            }
+            convert::f32_to_bf16(cpu.isa, low, &wide);
+        }
+        w.data = MatrixData::Dense(Bytes::new(Low(low)), Dense::BF16);
+    };
+    narrow(&mut weights.tok_emb);
+    match tied {
+        true => weights.lm_head.w = weights.tok_emb.clone(),
+        false => narrow(&mut weights.lm_head.w),
+    }
+    for block in &mut weights.blocks {
+        for target in Target::ALL {
+            narrow(&mut linear_of(block, target).w);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Cross-entropy fused with the output head. The logits of a batch never exist whole: a chunk of
+//! rows is multiplied, scored, turned into derivatives and multiplied back before the next.
+
+use crate::autograd::{Adjoints, Backward, Cx, NodeId, Var};
+use crate::error::Result;
+use crate::kernels::loss::{SCORES, cross_entropy as score};
+use crate::kernels::matmul::{Factor, gemm, weight};
+use crate::kernels::{Floats, FloatsMut};
+use crate::tensor::{Matrix, Rows};
+
+/// Bytes of logits that exist at a time.
+const LOGIT_BYTES: usize = 24 << 20;
+/// Rows of a chunk at least: fewer would make the products with a large head slow.
+const LEAST_ROWS: usize = 64;
+
+/// What a batch scored.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Loss {
+    /// Sum of the negative log-likelihoods, in nats.
+    pub nll: f64,
+    /// Rows with a label.
+    pub scored: usize,
+    /// Rows whose label was the likeliest token.
+    pub correct: usize,
+}
+
+/// Rows of a chunk, for a vocabulary.
+pub fn chunk_rows(vocab: usize) -> usize {
+    (LOGIT_BYTES / (4 * vocab.max(1))).max(LEAST_ROWS)
+}
+
+/// Scores `x` [m, dim] through `head` [vocab, dim]. With the tape on, the derivative of
+/// `scale * nll` flows into `x` and `head`: [`crate::autograd::sweep`] is to start from the
+/// returned node with a derivative of 1 [1, 1].
+///
+/// # Errors
+/// When the head is stored for look-ups only.
+pub fn cross_entropy<'w>(
+    cx: &mut Cx<'_, 'w>,
+    x: &Var<'w>,
+    head: &'w Matrix,
+    labels: &[Option<u32>],
+    scale: f32,
+) -> Result<(Loss, Option<NodeId>)> {
+    let [m, dim] = x.rows.dims2();
+    assert_eq!(m, labels.len(), "a label a row");
+    let param = head.param();
+    let wants_dx = cx.is_recording() && x.node.is_some();
+    let wants_grad = cx.is_recording() && (wants_dx || param.is_some());
+    let precision = cx.precision();
+    let chunk = chunk_rows(head.n).min(m.max(1));
+    let mut dx = wants_dx.then(|| cx.take_f32(m, dim));
+    let mut loss = Loss::default();
+    let (mut logits, mut scores) = (cx.take_f32(chunk, head.n), cx.take_f32(chunk, SCORES));
+    for first in (0..m).step_by(chunk) {
+        let rows = first..(first + chunk).min(m);
+        let n = rows.len();
+        let of_x = rows.start * dim..rows.end * dim;
+        let x = || Factor::plain(x.rows.floats().slice(of_x.clone()), n, dim);
+        let logits = &mut logits.f32_mut()[..n * head.n];
+        let scores = &mut scores.f32_mut()[..n * SCORES];
+        let w = weight(head, cx.params)?.t();
+        gemm(cx.cpu, cx.scratch, precision, FloatsMut::F32(logits), false, 1.0, x(), w);
+        score(cx.cpu, logits, scores, &labels[rows.clone()], wants_grad.then_some(scale));
+        for (score, label) in scores.chunks_exact(SCORES).zip(&labels[rows]) {
+            loss.nll += f64::from(score[0]);
+            loss.scored += usize::from(label.is_some());
+            loss.correct += usize::from(label.is_some() && score[1] == 1.0);
+        }
+        let dlogits = || Factor::plain(Floats::F32(logits), n, head.n);
+        if let Some(dx) = &mut dx {
+            let dx = FloatsMut::F32(&mut dx.f32_mut()[of_x.clone()]);
+            let w = weight(head, cx.params)?;
+            gemm(cx.cpu, cx.scratch, precision, dx, false, 1.0, dlogits(), w);
+        }
+        if let (Some(id), true, Some(grads)) = (param, wants_grad, cx.grads.as_deref_mut()) {
+            let dw = FloatsMut::F32(grads.get_mut(id));
+            gemm(cx.cpu, cx.scratch, precision, dw, true, 1.0, dlogits().t(), x());
+        }
+    }
+    let node = match (x.node, dx) {
+        (Some(x), Some(dx)) => cx.push(CrossEntropy { x, dx }),
+        _ => None,
+    };
+    Ok((loss, node))
+}
+
+struct CrossEntropy {
+    x: NodeId,
+    dx: Rows,
+}
+
+impl<'w> Backward<'w> for CrossEntropy {
+    fn backward(
+        self: Box<Self>,
+        cx: &mut Cx<'_, 'w>,
+        adjoints: &mut Adjoints,
+        _: Rows,
+    ) -> Result<()> {
+        adjoints.add(cx, Some(self.x), self.dx);
+        Ok(())
+    }
+}

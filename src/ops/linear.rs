@@ -1,0 +1,186 @@
+//! Linear layers: dense or quantised weight, bias, low-rank adapters.
+
+use super::lora::Lora;
+use crate::autograd::{Adjoints, Backward, Cx, Mode, NodeId, Saved, Var};
+use crate::error::Result;
+use crate::kernels::matmul::{factor, gemm, product, products, weight};
+use crate::kernels::{FloatsMut, rows};
+use crate::tensor::{Matrix, Rows, Vector};
+
+/// A linear layer: `y = x wᵀ + bias`, plus what its adapters add.
+pub struct Linear {
+    /// [out, in].
+    pub w: Matrix,
+    /// `[out]`.
+    pub bias: Option<Vector>,
+    /// In the order in which they are added.
+    pub loras: Vec<Lora>,
+}
+
+impl Linear {
+    /// A layer without adapters.
+    pub fn new(w: Matrix, bias: Option<Vector>) -> Self {
+        Linear { w, bias, loras: Vec::new() }
+    }
+
+    /// Whether its weight, its bias or an adapter is trained.
+    fn is_trained(&self) -> bool {
+        self.w.param().is_some()
+            || self.bias.as_ref().is_some_and(|b| b.param().is_some())
+            || self.loras.iter().any(Lora::is_trained)
+    }
+}
+
+/// `x wᵀ + bias + adapters`, [m, out].
+///
+/// # Errors
+/// When shapes do not fit or the weight is stored for look-ups only.
+pub fn linear<'w>(cx: &mut Cx<'_, 'w>, x: &Var<'w>, layer: &'w Linear) -> Result<Var<'w>> {
+    let [y] = linears(cx, x, [layer])?;
+    Ok(y)
+}
+
+/// Layers that share their input; at inference their weights are read in one go.
+///
+/// # Errors
+/// As [`linear`].
+pub fn linears<'w, const N: usize>(
+    cx: &mut Cx<'_, 'w>,
+    x: &Var<'w>,
+    layers: [&'w Linear; N],
+) -> Result<[Var<'w>; N]> {
+    let m = x.rows.rows();
+    let mut outs = layers.map(|layer| cx.take(m, layer.w.n));
+    match cx.mode {
+        Mode::Serve { exact } => {
+            serve(cx, &x.rows, &layers, &mut outs, exact)?;
+            Ok(outs.map(Var::fixed))
+        }
+        Mode::Train(_) => {
+            let mut nodes = [None; N];
+            for ((node, layer), out) in nodes.iter_mut().zip(layers).zip(&mut outs) {
+                *node = train(cx, x, layer, out)?;
+            }
+            let mut nodes = nodes.into_iter();
+            Ok(outs.map(|out| Var::new(out, nodes.next().flatten())))
+        }
+    }
+}
+
+fn serve(
+    cx: &mut Cx<'_, '_>,
+    x: &Rows,
+    layers: &[&Linear],
+    outs: &mut [Rows],
+    exact: bool,
+) -> Result<()> {
+    let m = x.rows();
+    for (layers, outs) in layers.chunks(3).zip(outs.chunks_mut(3)) {
+        let (cpu, params, scratch) = (cx.cpu, cx.params, &mut *cx.scratch);
+        match (layers, &mut outs[..]) {
+            ([a], [x0]) => {
+                let list = &mut [product(&a.w, params, x0.f32_mut())?];
+                products(cpu, scratch, x.f32(), m, exact, list)?;
+            }
+            ([a, b], [x0, x1]) => {
+                let list = &mut [
+                    product(&a.w, params, x0.f32_mut())?,
+                    product(&b.w, params, x1.f32_mut())?,
+                ];
+                products(cpu, scratch, x.f32(), m, exact, list)?;
+            }
+            ([a, b, c], [x0, x1, x2]) => {
+                let list = &mut [
+                    product(&a.w, params, x0.f32_mut())?,
+                    product(&b.w, params, x1.f32_mut())?,
+                    product(&c.w, params, x2.f32_mut())?,
+                ];
+                products(cpu, scratch, x.f32(), m, exact, list)?;
+            }
+            _ => {}
+        }
+    }
+    for (layer, out) in layers.iter().zip(outs) {
+        if let Some(bias) = &layer.bias {
+            rows::add_bias_acc(cx.cpu, out.floats_mut(), bias.values(cx.params));
+        }
+        for lora in &layer.loras {
+            lora.serve(cx, out, x, exact)?;
+        }
+    }
+    Ok(())
+}
+
+/// Computes one layer into `out` in a training pass and records it.
+fn train<'w>(
+    cx: &mut Cx<'_, 'w>,
+    x: &Var<'w>,
+    layer: &'w Linear,
+    out: &mut Rows,
+) -> Result<Option<NodeId>> {
+    let (precision, w) = (cx.precision(), weight(&layer.w, cx.params)?.t());
+    gemm(cx.cpu, cx.scratch, precision, out.floats_mut(), false, 1.0, factor(&x.rows), w);
+    if let Some(bias) = &layer.bias {
+        rows::add_bias_acc(cx.cpu, out.floats_mut(), bias.values(cx.params));
+    }
+    let record = cx.is_recording() && (x.node.is_some() || layer.is_trained());
+    let mut us = Vec::new();
+    for lora in &layer.loras {
+        let u = lora.forward(cx, out, &x.rows)?;
+        if record {
+            us.push(u);
+        }
+    }
+    if !record {
+        return Ok(None);
+    }
+    // The input is kept only where a weight that meets it is trained.
+    let needs_x = layer.w.param().is_some() || layer.loras.iter().any(Lora::is_trained);
+    let kept = needs_x.then(|| x.save());
+    Ok(cx.push(LinearNode { layer, x: x.node, kept, us }))
+}
+
+struct LinearNode<'w> {
+    layer: &'w Linear,
+    x: Option<NodeId>,
+    kept: Option<Saved<'w>>,
+    /// Per adapter, `dropout(x) aᵀ` [m, r].
+    us: Vec<Rows>,
+}
+
+impl<'w> Backward<'w> for LinearNode<'w> {
+    fn backward(
+        self: Box<Self>,
+        cx: &mut Cx<'_, 'w>,
+        adjoints: &mut Adjoints,
+        dout: Rows,
+    ) -> Result<()> {
+        let LinearNode { layer, x: node, kept, us } = *self;
+        let (m, precision) = (dout.rows(), cx.precision());
+        if let Some(id) = layer.bias.as_ref().and_then(Vector::param)
+            && let Some(grads) = cx.grads.as_deref_mut()
+        {
+            rows::bias_bwd_acc(cx.cpu, grads.get_mut(id), dout.floats());
+        }
+        let x = kept.map(|kept| kept.rows(cx));
+        if let (Some(id), Some(x)) = (layer.w.param(), &x)
+            && let Some(grads) = cx.grads.as_deref_mut()
+        {
+            // dw += doutᵀ x
+            let dw = FloatsMut::F32(grads.get_mut(id));
+            gemm(cx.cpu, cx.scratch, precision, dw, true, 1.0, factor(&dout).t(), factor(x));
+        }
+        if let Some(node) = node {
+            // dx += dout w
+            let (mut dx, acc) = adjoints.target(cx, node, m, layer.w.k);
+            let w = weight(&layer.w, cx.params)?;
+            gemm(cx.cpu, cx.scratch, precision, dx.floats_mut(), acc, 1.0, factor(&dout), w);
+            adjoints.put(node, dx);
+        }
+        // An adapter that is not trained still passes the derivative of its input on.
+        for (lora, u) in layer.loras.iter().zip(&us) {
+            lora.backward(cx, adjoints, &dout, x.as_ref(), u, node)?;
+        }
+        Ok(())
+    }
+}

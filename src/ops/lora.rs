@@ -1,0 +1,126 @@
+//! A low-rank addition to a linear layer (Hu et al. 2021, arXiv 2106.09685), fused into it:
+//! `y += scale * (dropout(x) aᵀ) bᵀ`.
+
+use crate::autograd::{Adjoints, Cx, NodeId};
+use crate::error::Result;
+use crate::kernels::matmul::{factor, gemm, product, products, weight};
+use crate::kernels::{FloatsMut, rows};
+use crate::tensor::{Matrix, Rows};
+
+/// One adapter of one linear layer.
+pub struct Lora {
+    /// [r, in].
+    pub a: Matrix,
+    /// [out, r].
+    pub b: Matrix,
+    /// `alpha / r`, or `alpha / sqrt(r)`.
+    pub scale: f32,
+    /// Probability with which an input is dropped in training.
+    pub dropout: f32,
+    /// Distinguishes this adapter's dropout masks from those of others.
+    pub key: u64,
+}
+
+impl Lora {
+    /// Whether an optimiser owns it.
+    pub fn is_trained(&self) -> bool {
+        self.a.param().is_some()
+    }
+
+    /// The key of this pass's mask; `None` where nothing is dropped.
+    fn mask(&self, cx: &Cx<'_, '_>) -> Option<u64> {
+        let key = cx.dropout_key.filter(|_| self.dropout > 0.0)?;
+        Some(key ^ self.key.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+    }
+
+    fn dropped(&self, cx: &Cx<'_, '_>, x: &Rows) -> Rows {
+        let Some(key) = self.mask(cx) else { return x.clone() };
+        let [m, width] = x.dims2();
+        let mut out = cx.pool.take(x.dtype(), m, width);
+        rows::dropout(cx.cpu, out.floats_mut(), x.floats(), width, self.dropout, key);
+        out
+    }
+
+    /// Adds to `y` [m, out] in a training pass; returns `u = dropout(x) aᵀ` [m, r].
+    pub(super) fn forward(&self, cx: &mut Cx<'_, '_>, y: &mut Rows, x: &Rows) -> Result<Rows> {
+        let x = self.dropped(cx, x);
+        let mut u = cx.take_f32(x.rows(), self.a.n);
+        let precision = cx.precision();
+        let a = weight(&self.a, cx.params)?.t();
+        gemm(cx.cpu, cx.scratch, precision, u.floats_mut(), false, 1.0, factor(&x), a);
+        let b = weight(&self.b, cx.params)?.t();
+        gemm(cx.cpu, cx.scratch, precision, y.floats_mut(), true, self.scale, factor(&u), b);
+        Ok(u)
+    }
+
+    /// Adds to `y` [m, out] while serving.
+    pub(super) fn serve(
+        &self,
+        cx: &mut Cx<'_, '_>,
+        y: &mut Rows,
+        x: &Rows,
+        exact: bool,
+    ) -> Result<()> {
+        let [m, n] = y.dims2();
+        let (mut u, mut sum) = (cx.take_f32(m, self.a.n), cx.take_f32(m, n));
+        let list = &mut [product(&self.a, cx.params, u.f32_mut())?];
+        products(cx.cpu, cx.scratch, x.f32(), m, exact, list)?;
+        rows::scale(cx.cpu, u.f32_mut(), self.scale);
+        let list = &mut [product(&self.b, cx.params, sum.f32_mut())?];
+        products(cx.cpu, cx.scratch, u.f32(), m, exact, list)?;
+        rows::add_acc(cx.cpu, y.floats_mut(), sum.floats(), n);
+        Ok(())
+    }
+
+    /// Gradients: of `a` and `b` into `cx.grads`, of the input to its node.
+    pub(super) fn backward(
+        &self,
+        cx: &mut Cx<'_, '_>,
+        adjoints: &mut Adjoints,
+        dout: &Rows,
+        x: Option<&Rows>,
+        u: &Rows,
+        node: Option<NodeId>,
+    ) -> Result<()> {
+        let (m, precision) = (dout.rows(), cx.precision());
+        // du = scale * dout b
+        let mut du = cx.take_f32(m, self.a.n);
+        let b = weight(&self.b, cx.params)?;
+        gemm(cx.cpu, cx.scratch, precision, du.floats_mut(), false, self.scale, factor(dout), b);
+        let ids = self.a.param().zip(self.b.param());
+        if let (Some((a, b)), Some(x), Some(grads)) = (ids, x, cx.grads.as_deref_mut()) {
+            // db += scale * doutᵀ u
+            let db = FloatsMut::F32(grads.get_mut(b));
+            gemm(cx.cpu, cx.scratch, precision, db, true, self.scale, factor(dout).t(), factor(u));
+            // da += duᵀ dropout(x)
+            let x = self.dropped(cx, x);
+            if let Some(grads) = cx.grads.as_deref_mut() {
+                let da = FloatsMut::F32(grads.get_mut(a));
+                gemm(cx.cpu, cx.scratch, precision, da, true, 1.0, factor(&du).t(), factor(&x));
+            }
+        }
+        let Some(node) = node else { return Ok(()) };
+        // dx += mask(du a)
+        let k = self.a.k;
+        let a = weight(&self.a, cx.params)?;
+        let (mut dx, acc) = adjoints.target(cx, node, m, k);
+        match self.mask(cx) {
+            None => {
+                gemm(cx.cpu, cx.scratch, precision, dx.floats_mut(), acc, 1.0, factor(&du), a);
+            }
+            Some(key) => {
+                let mut part = cx.take_f32(m, k);
+                gemm(cx.cpu, cx.scratch, precision, part.floats_mut(), false, 1.0, factor(&du), a);
+                let mut masked = cx.take_f32(m, k);
+                let p = self.dropout;
+                rows::dropout(cx.cpu, masked.floats_mut(), part.floats(), k, p, key);
+                match acc {
+                    true => rows::add_acc(cx.cpu, dx.floats_mut(), masked.floats(), k),
+                    false => dx = masked,
+                }
+            }
+        }
+        adjoints.put(node, dx);
+        Ok(())
+    }
+}

@@ -1,0 +1,247 @@
+//! Activations: blocks of rows that are counted and go back to their pool when the last holder
+//! lets go, so a steady forward pass asks the system for nothing.
+
+use half::bf16;
+use puna_cpu::buffer::Buffer;
+use puna_cpu::floats::{Floats, FloatsMut};
+use std::sync::{Arc, Mutex, Weak};
+
+/// Element type of activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// Single precision.
+    F32,
+    /// Its upper half; computed with as f32.
+    Bf16,
+}
+
+impl DType {
+    /// Bytes of an element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::Bf16 => 2,
+        }
+    }
+}
+
+enum Data {
+    F32(Buffer<f32>),
+    Bf16(Buffer<bf16>),
+}
+
+struct Slot {
+    data: Data,
+    class: usize,
+    rows: usize,
+    width: usize,
+    pool: Weak<Mutex<Free>>,
+}
+
+impl Slot {
+    fn dtype(&self) -> DType {
+        match self.data {
+            Data::F32(_) => DType::F32,
+            Data::Bf16(_) => DType::Bf16,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Free {
+    slots: Vec<Arc<Slot>>,
+    bytes: usize,
+}
+
+/// Memory for activations. Cloning shares it.
+#[derive(Clone, Default)]
+pub struct Pool(Arc<Mutex<Free>>);
+
+/// Elements to reserve for `len`: eight sizes a power of two, so that batches of similar length
+/// share buffers. What is not touched takes no memory.
+fn class_of(len: usize) -> usize {
+    let len = len.max(64);
+    let step = 1usize << (usize::BITS - 1 - len.leading_zeros()).saturating_sub(3);
+    len.div_ceil(step) * step
+}
+
+impl Pool {
+    /// A block of `rows` rows of `width` elements with arbitrary contents, to be overwritten.
+    pub fn take(&self, dtype: DType, rows: usize, width: usize) -> Rows {
+        let class = class_of(rows * width);
+        let mut free = self.0.lock().unwrap_or_else(|poison| poison.into_inner());
+        let fits = |slot: &Arc<Slot>| slot.class == class && slot.dtype() == dtype;
+        // The last one given back is the likeliest to lie in the caches.
+        if let Some(at) = free.slots.iter().rposition(fits) {
+            let mut slot = free.slots.remove(at);
+            if let Some(unique) = Arc::get_mut(&mut slot) {
+                (unique.rows, unique.width) = (rows, width);
+                return Rows(Some(slot));
+            }
+        }
+        free.bytes += class * dtype.bytes();
+        drop(free);
+        let data = match dtype {
+            DType::F32 => Data::F32(Buffer::zeroed(class)),
+            DType::Bf16 => Data::Bf16(Buffer::zeroed(class)),
+        };
+        Rows(Some(Arc::new(Slot { data, class, rows, width, pool: Arc::downgrade(&self.0) })))
+    }
+
+    /// Bytes reserved so far, in use or not.
+    pub fn bytes(&self) -> usize {
+        self.0.lock().unwrap_or_else(|poison| poison.into_inner()).bytes
+    }
+
+    /// Frees what nobody holds.
+    pub fn shrink(&self) {
+        let mut free = self.0.lock().unwrap_or_else(|poison| poison.into_inner());
+        let idle: usize = free.slots.iter().map(|s| s.class * s.dtype().bytes()).sum();
+        free.bytes -= idle;
+        let slots = std::mem::take(&mut free.slots);
+        drop(free);
+        drop(slots);
+    }
+}
+
+/// A block of rows [rows, width]. Clones share the memory.
+pub struct Rows(Option<Arc<Slot>>);
+
+impl Clone for Rows {
+    fn clone(&self) -> Rows {
+        Rows(self.0.clone())
+    }
+}
+
+impl Drop for Rows {
+    fn drop(&mut self) {
+        let Some(mut slot) = self.0.take() else { return };
+        // Of holders that let go at the same time none may see itself as the last; the memory is
+        // then freed instead of kept, which harms nothing.
+        if Arc::get_mut(&mut slot).is_none() {
+            return;
+        }
+        if let Some(pool) = slot.pool.upgrade() {
+            pool.lock().unwrap_or_else(|poison| poison.into_inner()).slots.push(slot);
+        }
+    }
+}
+
+impl Rows {
+    fn slot(&self) -> &Arc<Slot> {
+        self.0.as_ref().expect("taken only by drop")
+    }
+
+    /// [rows, width].
+    pub fn dims2(&self) -> [usize; 2] {
+        let slot = self.slot();
+        [slot.rows, slot.width]
+    }
+
+    /// How many rows.
+    pub fn rows(&self) -> usize {
+        self.slot().rows
+    }
+
+    /// Elements of a row.
+    pub fn width(&self) -> usize {
+        self.slot().width
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.slot().dtype()
+    }
+
+    /// Whether nobody else holds this block.
+    pub fn is_unique(&mut self) -> bool {
+        self.0.as_mut().is_some_and(|slot| Arc::get_mut(slot).is_some())
+    }
+
+    /// The elements.
+    pub fn floats(&self) -> Floats<'_> {
+        let slot = self.slot();
+        let len = slot.rows * slot.width;
+        match &slot.data {
+            Data::F32(x) => Floats::F32(&x[..len]),
+            Data::Bf16(x) => Floats::Bf16(&x[..len]),
+        }
+    }
+
+    /// The elements, to write.
+    ///
+    /// # Panics
+    /// When somebody else holds the block.
+    pub fn floats_mut(&mut self) -> FloatsMut<'_> {
+        let slot = self.0.as_mut().and_then(Arc::get_mut).expect("rows to write are held once");
+        let len = slot.rows * slot.width;
+        match &mut slot.data {
+            Data::F32(x) => FloatsMut::F32(&mut x[..len]),
+            Data::Bf16(x) => FloatsMut::Bf16(&mut x[..len]),
+        }
+    }
+
+    /// The elements of an f32 block.
+    ///
+    /// # Panics
+    /// When the block is not f32.
+    pub fn f32(&self) -> &[f32] {
+        match self.floats() {
+            Floats::F32(x) => x,
+            Floats::Bf16(_) => panic!("rows of bf16, wanted f32"),
+        }
+    }
+
+    /// The elements of an f32 block, to write.
+    ///
+    /// # Panics
+    /// When the block is not f32 or somebody else holds it.
+    pub fn f32_mut(&mut self) -> &mut [f32] {
+        match self.floats_mut() {
+            FloatsMut::F32(x) => x,
+            FloatsMut::Bf16(_) => panic!("rows of bf16, wanted f32"),
+        }
+    }
+}
+
+impl std::fmt::Debug for Rows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [rows, width] = self.dims2();
+        write!(f, "Rows[{rows}, {width}] {:?}", self.dtype())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_comes_back_when_the_last_holder_lets_go() {
+        let pool = Pool::default();
+        let mut a = pool.take(DType::F32, 3, 100);
+        a.f32_mut().fill(1.0);
+        let b = a.clone();
+        assert!(!a.is_unique());
+        let reserved = pool.bytes();
+        drop(a);
+        let c = pool.take(DType::F32, 3, 100);
+        assert!(pool.bytes() > reserved, "b is still held, so c is new memory");
+        assert!(b.f32().iter().all(|&x| x == 1.0));
+        drop((b, c));
+        let full = pool.bytes();
+        let (d, e) = (pool.take(DType::F32, 3, 99), pool.take(DType::F32, 4, 74));
+        assert_eq!(pool.bytes(), full, "both fit into what came back");
+        assert_eq!((d.dims2(), e.dims2()), ([3, 99], [4, 74]));
+        drop((d, e));
+        pool.shrink();
+        assert_eq!(pool.bytes(), 0);
+    }
+
+    #[test]
+    fn classes_waste_an_eighth_at_most() {
+        for len in [1, 63, 64, 65, 100, 1000, 4097, 294_912, 1 << 20] {
+            let class = class_of(len);
+            assert!(class >= len && (len < 64 || class <= len + len / 8 + 1), "{len} -> {class}");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Gradient descent with momentum (not Nesterov's) and weight decay added to the gradient, as
+//! PyTorch's `SGD`.
+
+use super::state::State;
+use super::{OptimArgs, Optimizer, StateEntry};
+use crate::error::Result;
+use crate::kernels::Cpu;
+use crate::kernels::optim::{self, Sgd, SgdTensor};
+use crate::tensor::{Grads, Params};
+
+/// The settings, and the momentum of each weight unless its factor is 0.
+pub struct SgdState {
+    args: OptimArgs,
+    state: State,
+}
+
+impl SgdState {
+    /// Before its first step.
+    pub fn new(args: &OptimArgs, params: &Params) -> Self {
+        let names: &[&str] = if args.momentum > 0.0 { &["momentum_buffer"] } else { &[] };
+        SgdState { args: args.clone(), state: State::new(names, params) }
+    }
+}
+
+impl Optimizer for SgdState {
+    fn name(&self) -> &'static str {
+        "sgd"
+    }
+
+    fn state_names(&self) -> Vec<&'static str> {
+        self.state.names()
+    }
+
+    fn step(&mut self, cpu: &Cpu, params: &mut Params, grads: &Grads, lr: f32, grad_scale: f32) {
+        self.state.next_step();
+        let OptimArgs { momentum, weight_decay, decay_all, .. } = self.args;
+        assert_eq!(params.0.len(), grads.0.len(), "sgd: gradients of other parameters");
+        let mut buffers = self.state.moments.first_mut().map(|moment| {
+            assert_eq!(params.0.len(), moment.values.len(), "sgd: other parameters");
+            moment.values.iter_mut()
+        });
+        let tensors = params.0.iter_mut().zip(&grads.0);
+        optim::sgd(
+            cpu,
+            tensors.map(|(param, grad)| SgdTensor {
+                hyper: Sgd {
+                    lr: f64::from(lr),
+                    momentum,
+                    weight_decay: if param.decay || decay_all { weight_decay } else { 0.0 },
+                    grad_scale,
+                },
+                value: &mut param.value,
+                low: param.low.as_deref_mut(),
+                momentum: buffers.as_mut().and_then(|all| all.next()).map(|b| &mut b[..]),
+                grad,
+            }),
+        );
+    }
+
+    fn state(&self) -> Vec<StateEntry<&[f32]>> {
+        self.state.entries()
+    }
+
+    fn load_state(&mut self, state: Vec<StateEntry<Vec<f32>>>) -> Result<()> {
+        self.state.load(state)
+    }
+
+    fn state_bytes_per_element(&self) -> usize {
+        self.state.moments.len() * size_of::<f32>()
+    }
+}
