@@ -90,6 +90,22 @@ pub enum Error {
         /// Positions of the cache.
         capacity: usize,
     },
+    /// Training came to a number that is not finite; nothing that it touched was saved.
+    #[error(
+        "step {step}: {what} is {value}, wanted a finite number; in the batch: {batch}; last good checkpoint: {checkpoint}"
+    )]
+    NotFinite {
+        /// The step, from 1.
+        step: usize,
+        /// Loss, gradient norm or parameter.
+        what: String,
+        /// Its value.
+        value: f64,
+        /// The instances of the step.
+        batch: String,
+        /// Directory of the last good checkpoint, or `none`.
+        checkpoint: String,
+    },
     /// The caller or the user cancelled the work.
     #[error("cancelled")]
     Cancelled,

@@ -15,5 +15,6 @@ pub mod ops;
 pub mod rng;
 pub mod tensor;
 pub mod text;
+pub mod train;
 
 pub use error::{Error, Result};

@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::generate::GenerateArgs;
 use super::info::InfoArgs;
 use super::terminal::Log;
+use super::train_args::TrainArgs;
 use super::verify::VerifyArgs;
 use crate::error::{Error, Result};
 use crate::model::llama::KvType;
@@ -46,6 +47,8 @@ pub enum Command {
     Chat(Box<ChatArgs>),
     /// Score a model on a text
     Eval(EvalArgs),
+    /// Tune a model, or an adapter, on a data set
+    Train(Box<TrainArgs>),
     /// Measure prompt and token speed
     Bench(BenchArgs),
     /// Compare the logits of two models

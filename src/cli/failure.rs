@@ -95,6 +95,10 @@ fn hint(error: &Error) -> Option<&'static str> {
         }
         Error::Device { .. } => Some("leave --device out, or say --device cpu"),
         Error::Tokenizer(_) => Some("--tokens 1,2,3 or --tokens @FILE.json needs no tokenizer"),
+        Error::NotFinite { .. } => Some(
+            "a lower --learning-rate or a --max-grad-norm of 1 often helps; --resume goes on from \
+             the checkpoint",
+        ),
         Error::Template(_) => Some("--conversation-template NAME takes one of the presets instead"),
         _ => None,
     }

@@ -19,6 +19,11 @@ pub mod machine;
 pub mod output;
 pub mod session;
 pub mod terminal;
+pub mod train;
+pub mod train_args;
+mod train_plan;
+mod train_setup;
+mod train_watch;
 pub mod verify;
 
 use args::{Cli, Command};
@@ -39,6 +44,7 @@ Begin with a model, a Hugging Face directory or a .gguf file:
   puna chat MODEL                      talk with it
   puna generate MODEL -p \"Once upon\"   continue a text
   puna eval nll MODEL --text FILE      score a text
+  puna train MODEL --dataset DIR       tune it on your data
   puna bench MODEL                     measure its speed
   puna verify A B                      compare the logits of two models
   puna info --machine                  what this machine has
@@ -76,6 +82,7 @@ pub fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Train(args) => train::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Convert(args) => convert::run_convert(args),

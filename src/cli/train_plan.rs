@@ -1,0 +1,120 @@
+//! `puna train --dry-run`: what a run would do, take and need, with nothing written.
+
+use super::machine::Machine;
+use super::terminal::{human_bytes, human_count, print_line};
+use super::train_setup::Setup;
+use crate::error::Result;
+use crate::model::tune::TuneModel;
+use crate::train::Rows;
+use crate::train::job::Measured;
+use crate::train::metrics::peak_bytes;
+use crate::train::probe;
+use serde_json::{Value, json};
+
+/// The plan as one object; the trained values of `model` are used up.
+///
+/// # Errors
+/// Rows that the model cannot take.
+pub fn plan(
+    setup: &Setup,
+    model: &mut TuneModel,
+    rows: &Measured,
+    eval: Option<&Measured>,
+    machine: &Machine,
+) -> Result<Value> {
+    let plan = setup.settings.plan(rows.n_rows())?;
+    let epochs = plan.epochs_after(plan.total_steps);
+    let n_tokens = rows.n_tokens() as f64 * epochs;
+    let speed = probe::speed(model, rows, &setup.settings, &plan)?;
+    Ok(json!({
+        "method": setup.method.name(),
+        "rows": rows.n_rows(),
+        "longest_row": rows.longest(),
+        "eval_rows": eval.map(|rows| rows.n_rows()),
+        "steps": plan.total_steps,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "epochs": epochs,
+        "warmup_steps": setup.settings.warmup(plan.total_steps),
+        "tokens": n_tokens.round() as u64,
+        "scored_tokens": (rows.n_scored() as f64 * epochs).round() as u64,
+        "trained_parameters": model.params.n_elements(),
+        "probe_peak_bytes": peak_bytes(),
+        "ram_bytes": machine.ram_bytes,
+        "ram_available_bytes": machine.ram_available_bytes,
+        "tok_per_s": speed.tok_per_s,
+        "seconds": speed.seconds(n_tokens, plan.total_steps),
+    }))
+}
+
+/// Prints the plan.
+///
+/// # Errors
+/// A standard output that cannot be written.
+pub fn print(plan: &Value, json: bool) -> Result<()> {
+    if json {
+        return print_line(&plan.to_string());
+    }
+    let count = |key: &str| plan[key].as_u64().map(human_count).unwrap_or_else(|| "none".into());
+    let bytes = |key: &str| plan[key].as_u64().map(human_bytes).unwrap_or_else(|| "unknown".into());
+    let number = |key: &str| plan[key].as_f64().unwrap_or(f64::NAN);
+    let lines = [
+        ("method", plan["method"].as_str().unwrap_or_default().to_owned()),
+        ("trained parameters", count("trained_parameters")),
+        ("rows", format!("{}, the longest of {} tokens", count("rows"), plan["longest_row"])),
+        ("rows to evaluate on", count("eval_rows")),
+        (
+            "steps",
+            format!(
+                "{}, {} an epoch, {:.2} epochs, {} of warm-up",
+                plan["steps"],
+                plan["steps_per_epoch"],
+                number("epochs"),
+                plan["warmup_steps"]
+            ),
+        ),
+        ("tokens", format!("{}, {} scored", count("tokens"), count("scored_tokens"))),
+        (
+            "memory",
+            format!(
+                "{} when tried; {} of {} free",
+                bytes("probe_peak_bytes"),
+                bytes("ram_available_bytes"),
+                bytes("ram_bytes")
+            ),
+        ),
+        (
+            "time",
+            format!(
+                "{} at {:.0} tok/s, evaluations not counted",
+                duration(number("seconds")),
+                number("tok_per_s")
+            ),
+        ),
+    ];
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    lines.iter().try_for_each(|(name, value)| print_line(&format!("{name:width$}  {value}")))
+}
+
+/// Seconds for people.
+fn duration(seconds: f64) -> String {
+    let whole = seconds.round().max(0.0) as u64;
+    match whole {
+        0..120 => format!("{seconds:.1} s"),
+        120..7200 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_for_people() {
+        for (seconds, wanted) in
+            [(3.25, "3.2 s"), (125.0, "2 min 5 s"), (7260.0, "2 h 1 min"), (0.0, "0.0 s")]
+        {
+            assert_eq!(duration(seconds), wanted);
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What `puna train` shows on stderr while it runs: a bar on a terminal, else a line every so many
+//! steps.
+
+use super::terminal::{Log, human_bytes};
+use crate::train::metrics::{EvalLine, StepLine};
+use crate::train::watch::Watch;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+use std::path::Path;
+
+/// Shows a run.
+pub struct Screen {
+    log: Log,
+    bar: ProgressBar,
+    every: usize,
+    total: usize,
+}
+
+impl Screen {
+    /// A line every `every` steps where there is no terminal.
+    pub fn new(log: Log, every: usize) -> Screen {
+        Screen { log, bar: ProgressBar::hidden(), every: every.max(1), total: 0 }
+    }
+
+    /// Takes the bar away.
+    pub fn close(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn say(&self, text: &str) {
+        self.bar.suspend(|| self.log.remark(text));
+    }
+}
+
+/// Speed and memory of a step, for people.
+fn pace(line: &StepLine) -> String {
+    let memory = line.peak_bytes.map(|bytes| format!("  {}", human_bytes(bytes)));
+    format!("{:.0} tok/s{}", line.tok_per_s, memory.unwrap_or_default())
+}
+
+impl Watch for Screen {
+    fn begin(&mut self, done: usize, total: usize) {
+        self.total = total;
+        if self.log.quiet || !std::io::stderr().is_terminal() {
+            return;
+        }
+        self.bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
+        let template = "{bar:24} {pos}/{len}  {msg}  {eta} to go";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style);
+        }
+        self.bar.set_position(done as u64);
+        self.bar.reset_eta();
+        self.bar.set_message("first step");
+    }
+
+    fn step(&mut self, line: &StepLine) {
+        let StepLine { step, loss, lr, .. } = line;
+        if !self.bar.is_hidden() {
+            self.bar.set_message(format!("loss {loss:.4}  lr {lr:.2e}  {}", pace(line)));
+            self.bar.set_position(*step as u64);
+        } else if step % self.every == 0 || *step == 1 || *step == self.total {
+            let (epoch, norm) = (line.epoch, line.grad_norm);
+            self.log.remark(format!(
+                "step {step}/{}  epoch {epoch:.2}  loss {loss:.4}  lr {lr:.2e}  grad {norm:.3}  {}",
+                self.total,
+                pace(line)
+            ));
+        }
+    }
+
+    fn evaluating(&mut self, n_rows: usize) {
+        self.bar.set_message(format!("evaluating {n_rows} rows"));
+        self.bar.tick();
+    }
+
+    fn evaluated(&mut self, line: &EvalLine) {
+        self.say(&format!(
+            "step {}: evaluation loss {:.4}, perplexity {:.3}, next-token accuracy {:.1} %",
+            line.step,
+            line.eval_loss,
+            line.eval_ppl,
+            100.0 * line.eval_accuracy
+        ));
+    }
+
+    fn saved(&mut self, dir: &Path) {
+        if self.log.verbose {
+            self.say(&format!("saved {}", dir.display()));
+        }
+    }
+
+    fn remark(&mut self, text: &str) {
+        self.say(text);
+    }
+
+    fn warn(&mut self, text: &str) {
+        self.bar.suspend(|| self.log.warn(text));
+    }
+}

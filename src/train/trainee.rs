@@ -1,0 +1,71 @@
+//! What the training loop asks of a model.
+
+use crate::error::Result;
+use crate::kernels::Cpu;
+use crate::model::tune::{Slice, SliceLoss, TuneModel};
+use crate::tensor::{Grads, Params};
+use std::path::Path;
+
+/// A model with parameters that can be trained.
+pub trait Trainee {
+    /// Where it computes.
+    fn cpu(&self) -> &Cpu;
+    /// What is trained.
+    fn params(&self) -> &Params;
+    /// What is trained, to be changed.
+    fn params_mut(&mut self) -> &mut Params;
+    /// Runs rows packed one after the other. With gradients, adds `scale` times the derivative of
+    /// the summed loss to them.
+    ///
+    /// # Errors
+    /// Rows that it cannot take.
+    fn run(
+        &mut self,
+        slice: &Slice<'_>,
+        grads: Option<(&mut Grads, f32)>,
+        dropout_key: u64,
+    ) -> Result<SliceLoss>;
+    /// Writes the model, or the adapter, into an empty directory.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    fn save(&self, dir: &Path) -> Result<()>;
+
+    /// Hands out device and parameters at once.
+    fn with_params<R>(&mut self, work: impl FnOnce(&Cpu, &mut Params) -> R) -> R
+    where
+        Self: Sized,
+    {
+        let mut params = std::mem::take(self.params_mut());
+        let result = work(self.cpu(), &mut params);
+        *self.params_mut() = params;
+        result
+    }
+}
+
+impl Trainee for TuneModel {
+    fn cpu(&self) -> &Cpu {
+        TuneModel::cpu(self)
+    }
+
+    fn params(&self) -> &Params {
+        &self.params
+    }
+
+    fn params_mut(&mut self) -> &mut Params {
+        &mut self.params
+    }
+
+    fn run(
+        &mut self,
+        slice: &Slice<'_>,
+        grads: Option<(&mut Grads, f32)>,
+        dropout_key: u64,
+    ) -> Result<SliceLoss> {
+        TuneModel::run(self, slice, grads, dropout_key)
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        TuneModel::save(self, dir)
+    }
+}
