@@ -211,7 +211,7 @@ pub fn gemm(
 }
 
 /// Sixteenths of a cycle that an element costs which passes through a transposed block.
-const STAGED_COST: usize = 16;
+const STAGED_COST: usize = 8;
 /// Tiles that a slab has at most: a chunk of them stays in the second-level cache.
 const SLAB_TILES: usize = 48;
 /// Bytes of packed tiles of a slab, at most (but for eight tiles).

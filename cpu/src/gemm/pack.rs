@@ -288,6 +288,24 @@ fn packed_inputs(
     }
 }
 
+/// `to[j, i] = from[i, j]` for `rows` by `cols` of `from`; rows of each are `to_row` and
+/// `from_row` apart.
+pub fn transpose(
+    isa: Isa,
+    to: &mut [f32],
+    to_row: usize,
+    from: &[f32],
+    from_row: usize,
+    rows: usize,
+    cols: usize,
+) {
+    let from =
+        Strided { bytes: bytes_of(from), dtype: Dense::F32, stride: from_row, k_inner: true };
+    // SAFETY: f32 and u32 have one size and alignment, and any bits are a value of both.
+    let to = unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<u32>(), to.len()) };
+    strided(isa, Unit::F32, to, to_row, from, rows, cols);
+}
+
 /// Packs `len` inputs of `lanes` lanes; other lanes of `to` stay.
 fn strided(
     isa: Isa,

@@ -142,8 +142,10 @@ unsafe fn units<const T: u8, const U: u8>(p: *const u8, n: usize) -> __m512i {
             }
             (PAIRS, _) => {
                 let low = load::<T>(first(n), p);
-                let p = p.wrapping_add(16 * size_of_type(T));
-                let high = load::<T>(first(n.saturating_sub(16)), p);
+                let mut high = _mm512_setzero_ps();
+                if n > 16 {
+                    high = load::<T>(first(n - 16), p.wrapping_add(16 * size_of_type(T)));
+                }
                 std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
             }
             (ROUNDED, _) => round(load::<T>(first(n), p)),
@@ -171,8 +173,10 @@ unsafe fn copied<const T: u8, const U: u8>(panel: &Panel, from: Strided<'_>) {
                 let v = match U {
                     PAIRS => {
                         let low = load_bits::<T>(mask, p);
-                        let mask = if second { mask } else { 0 };
-                        let high = load_bits::<T>(mask, p.wrapping_add(row));
+                        let mut high = _mm512_setzero_si512();
+                        if second {
+                            high = load_bits::<T>(mask, p.wrapping_add(row));
+                        }
                         _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
                     }
                     ROUNDED => round(load::<T>(mask, p)),
@@ -206,8 +210,8 @@ unsafe fn transposed<const T: u8, const U: u8>(panel: &Panel, from: Strided<'_>)
                         rows[i] = units::<T, U>(p.wrapping_add(i * row), 16 * per);
                     }
                 } else {
-                    for i in 0..16 {
-                        let n = if i < lanes { n } else { 0 };
+                    // Not masked to nothing: that is slow where no memory is mapped.
+                    for i in 0..lanes {
                         rows[i] = units::<T, U>(p.wrapping_add(i * row), n);
                     }
                 }
@@ -221,9 +225,8 @@ unsafe fn transposed<const T: u8, const U: u8>(panel: &Panel, from: Strided<'_>)
                         _mm512_mask_storeu_epi32(to.cast(), mask, rows[i]);
                     }
                 } else {
-                    for i in 0..16 {
+                    for i in 0..some {
                         let to = to.wrapping_add(i * panel.width);
-                        let mask = if i < some { mask } else { 0 };
                         _mm512_mask_storeu_epi32(to.cast(), mask, rows[i]);
                     }
                 }
