@@ -130,6 +130,23 @@ unsafe fn load_bits<const T: u8>(mask: __mmask16, p: *const u8) -> __m512i {
     }
 }
 
+/// Stores the first `n` of sixteen units: those of whole tiles without a mask, which is slow.
+#[inline(always)]
+unsafe fn store(to: *mut u32, n: usize, v: __m512i) {
+    // SAFETY: `n` units are the caller's.
+    unsafe {
+        match n {
+            16 => _mm512_storeu_si512(to.cast(), v),
+            12 => {
+                _mm256_storeu_si256(to.cast(), _mm512_castsi512_si256(v));
+                _mm_storeu_si128(to.add(8).cast(), _mm512_extracti32x4_epi32::<2>(v));
+            }
+            8 => _mm256_storeu_si256(to.cast(), _mm512_castsi512_si256(v)),
+            _ => _mm512_mask_storeu_epi32(to.cast(), first(n), v),
+        }
+    }
+}
+
 /// Sixteen units of one lane, whose inputs are neighbours; `n` inputs exist, the rest are 0.
 #[inline(always)]
 unsafe fn units<const T: u8, const U: u8>(p: *const u8, n: usize) -> __m512i {
@@ -182,7 +199,7 @@ unsafe fn copied<const T: u8, const U: u8>(panel: &Panel, from: Strided<'_>) {
                     ROUNDED => round(load::<T>(mask, p)),
                     _ => _mm512_castps_si512(load::<T>(mask, p)),
                 };
-                _mm512_mask_storeu_epi32(to.wrapping_add(lane).cast(), mask, v);
+                store(to.wrapping_add(lane), (panel.lanes - lane).min(16), v);
                 lane += 16;
             }
             p = p.wrapping_add(per * row);
@@ -217,17 +234,16 @@ unsafe fn transposed<const T: u8, const U: u8>(panel: &Panel, from: Strided<'_>)
                 }
                 transpose(&mut rows);
                 let to = panel.to.wrapping_add(unit * panel.width + lane);
-                let mask = first(lanes);
                 let some = (n_units - unit).min(16);
                 if some == 16 {
                     for i in 0..16 {
                         let to = to.wrapping_add(i * panel.width);
-                        _mm512_mask_storeu_epi32(to.cast(), mask, rows[i]);
+                        store(to, lanes, rows[i]);
                     }
                 } else {
                     for i in 0..some {
                         let to = to.wrapping_add(i * panel.width);
-                        _mm512_mask_storeu_epi32(to.cast(), mask, rows[i]);
+                        store(to, lanes, rows[i]);
                     }
                 }
             }
