@@ -100,6 +100,12 @@ impl Job<'_> {
                 for from in inputs.clone().step_by(RUN) {
                     let run = from..(from + RUN).min(inputs.end);
                     let before = (from - inputs.start) / self.unit.inputs() * tile_rows;
+                    let next = run.end..(run.end + RUN).min(inputs.end);
+                    if !next.is_empty() {
+                        let first = self.tile_rows(&rows, first_packed + group.start).start;
+                        let last = self.tile_rows(&rows, first_packed + group.end - 1).end;
+                        self.a.fetch(first..last, next);
+                    }
                     for i in group.clone() {
                         let to = self.packed_at(c, i, n_packed);
                         let end = before + run.len().div_ceil(self.unit.inputs()) * tile_rows;
