@@ -136,8 +136,8 @@ fn a_run_goes_on_from_saved_state_with_the_same_bits() {
         let mut parts = params(false);
         let cpu = Cpu::new(1).expect("a team");
         let mut before = make(name, &args, &parts).expect("an optimizer");
-        for step in 0..2 {
-            before.step(&cpu, &mut parts, &grads(step), RATES[step], CLIP);
+        for (step, lr) in RATES.into_iter().enumerate().take(2) {
+            before.step(&cpu, &mut parts, &grads(step), lr, CLIP);
         }
         let saved = before.state();
         let numbers: usize = saved.iter().filter(|e| e.0 != "step").map(|e| e.2.len()).sum();
@@ -163,7 +163,7 @@ fn state_that_does_not_fit_is_refused_and_changes_nothing() {
         .collect();
     let step = good.len() - 1;
     let mut cases = vec![("missing", good[1..].to_vec()), ("missing", good[..step].to_vec())];
-    let mut case = |word, f: &dyn Fn(&mut Vec<StateEntry<Vec<f32>>>)| {
+    let mut case = |word, f: &dyn Fn(&mut [StateEntry<Vec<f32>>])| {
         let mut bad = good.clone();
         bad[step].2 = vec![3.0];
         f(&mut bad);
