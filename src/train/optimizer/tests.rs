@@ -152,6 +152,8 @@ fn a_run_goes_on_from_saved_state_with_the_same_bits() {
     }
 }
 
+type Entry = StateEntry<Vec<f32>>;
+
 #[test]
 fn state_that_does_not_fit_is_refused_and_changes_nothing() {
     let params = params(false);
@@ -163,17 +165,17 @@ fn state_that_does_not_fit_is_refused_and_changes_nothing() {
         .collect();
     let step = good.len() - 1;
     let mut cases = vec![("missing", good[1..].to_vec()), ("missing", good[..step].to_vec())];
-    let mut case = |word, f: &dyn Fn(&mut [StateEntry<Vec<f32>>])| {
+    let mut case = |word, f: fn(&mut [Entry])| {
         let mut bad = good.clone();
         bad[step].2 = vec![3.0];
         f(&mut bad);
         cases.push((word, bad));
     };
-    case("wanted 200003", &|bad| bad[1].2.truncate(7));
-    case("no such entry", &|bad| bad[0].0 = "momentum_buffer".into());
-    case("no such entry", &|bad| bad[0].1 = 4);
-    case("found twice", &|bad| bad[0] = (bad[4].0.clone(), bad[4].1, vec![0.0; 5]));
-    case("no number of steps", &|bad| bad[8].2 = vec![1.5]);
+    case("wanted 200003", |bad| bad[1].2.truncate(7));
+    case("no such entry", |bad| bad[0].0 = "momentum_buffer".into());
+    case("no such entry", |bad| bad[0].1 = 4);
+    case("found twice", |bad| bad[0] = (bad[4].0.clone(), bad[4].1, vec![0.0; 5]));
+    case("no number of steps", |bad| bad[8].2 = vec![1.5]);
     for (word, bad) in cases {
         let error = optimizer.load_state(bad).expect_err(word).to_string();
         assert!(error.contains(word), "{word}: {error}");
