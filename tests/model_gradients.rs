@@ -3,22 +3,18 @@
 //! Bound: a relative norm of 1e-4 for every tensor. Between two of the reference library's own
 //! attention kernels the largest element differs by 3e-6 of a tensor's largest.
 
-mod support;
+#[path = "support/fixture.rs"]
+mod fixture;
 
-use puna::model::tune::{LoraSpec, Precision, Slice, TuneMethod, TuneModel, TuneOptions};
+use puna::model::tune::{
+    LoraSpec, LoraTarget, Precision, Slice, TuneMethod, TuneModel, TuneOptions,
+};
 use puna::tensor::Grads;
 use safetensors::{Dtype, SafeTensors};
 use std::path::Path;
-use support::fixture;
 
-const MODELS: [&str; 6] = [
-    "mini-dynamic",
-    "mini-gqa",
-    "mini-headdim-bias",
-    "mini-linear",
-    "mini-llama3rope",
-    "mini-mha",
-];
+const MODELS: [&str; 6] =
+    ["mini-dynamic", "mini-gqa", "mini-headdim-bias", "mini-linear", "mini-llama3rope", "mini-mha"];
 
 fn options(precision: Precision, method: TuneMethod, checkpointing: bool) -> TuneOptions {
     TuneOptions { threads: 2, precision, method, gradient_checkpointing: checkpointing, seed: 1 }
@@ -62,9 +58,9 @@ impl Batch {
             batch.spans.push(len);
             batch.ids.extend(ids[at.clone()][..len].iter().map(|&id| id as u32));
             let next = |i: usize| labels[at.start + i + 1];
-            batch.labels.extend((0..len).map(|i| {
-                (i + 1 < len && next(i) != -100).then(|| next(i) as u32)
-            }));
+            batch
+                .labels
+                .extend((0..len).map(|i| (i + 1 < len && next(i) != -100).then(|| next(i) as u32)));
         }
         batch
     }
@@ -163,7 +159,13 @@ fn packed_sequences_give_the_sum_of_their_own_gradients() {
     let dir = fixture::dir("mini-gqa");
     let bytes = std::fs::read(dir.join("grads.safetensors")).unwrap();
     let batch = Batch::of(&SafeTensors::deserialize(&bytes).unwrap());
-    let spec = LoraSpec::all_linear(4, 8.0);
+    let spec = LoraSpec {
+        r: 4,
+        alpha: 8.0,
+        dropout: 0.0,
+        targets: LoraTarget::ALL.to_vec(),
+        use_rslora: false,
+    };
     let method = TuneMethod::Lora { spec, adapter: None };
     let mut model = open(&dir, &options(Precision::F32, method, false));
     // B starts at zero, and with it the gradient of A: move both.
@@ -176,8 +178,7 @@ fn packed_sequences_give_the_sum_of_their_own_gradients() {
     let (mut first, mut nll) = (0, 0.0);
     for &len in &batch.spans {
         let at = first..first + len;
-        let slice =
-            Slice { ids: &batch.ids[at.clone()], labels: &batch.labels[at], spans: &[len] };
+        let slice = Slice { ids: &batch.ids[at.clone()], labels: &batch.labels[at], spans: &[len] };
         nll += model.run(&slice, Some((&mut apart, 0.1)), 0).unwrap().nll;
         first += len;
     }

@@ -3,10 +3,10 @@
 use super::{Cpu, Floats, FloatsMut};
 use crate::error::{Error, Result};
 use crate::tensor::{Matrix, MatrixData, Params};
-use puna_cpu::share::share;
-use puna_cpu::{convert, elementwise};
 use puna_cpu::matmul::Dense;
 use puna_cpu::quant;
+use puna_cpu::share::share;
+use puna_cpu::{convert, elementwise};
 
 /// `out[i] = table[ids[i]]` as f32; `out` is [ids.len(), k].
 ///

@@ -172,14 +172,7 @@ pub fn rope(
 
 /// Zeroes elements with probability `p` and scales the others by `1 / (1 - p)`. The mask is a
 /// function of `key` and the element's place, so applying it to a gradient needs no memory.
-pub fn dropout(
-    cpu: &Cpu,
-    out: FloatsMut<'_>,
-    x: Floats<'_>,
-    width: usize,
-    p: f32,
-    key: u64,
-) {
+pub fn dropout(cpu: &Cpu, out: FloatsMut<'_>, x: Floats<'_>, width: usize, p: f32, key: u64) {
     by_rows(cpu, out, width, &|rows, out| {
         let x = x.slice(rows.start * width..rows.end * width);
         dropout::dropout(cpu.isa, out, x, p, key, (rows.start * width) as u64);

@@ -202,11 +202,7 @@ impl Model {
         Ok(())
     }
 
-    fn embed<'w>(
-        &'w self,
-        cx: &mut Cx<'_, 'w>,
-        segments: &[Segment<'_>],
-    ) -> Result<Var<'w>> {
+    fn embed<'w>(&'w self, cx: &mut Cx<'_, 'w>, segments: &[Segment<'_>]) -> Result<Var<'w>> {
         let table = &self.weights.tok_emb;
         if let [one] = segments {
             return ops::embedding(cx, table, one.tokens);

@@ -1,7 +1,7 @@
 //! The LLaMA model: settings, weights, cache, forward pass; and models and adapters as files.
 
-pub mod block;
 pub mod adapter;
+pub mod block;
 pub mod checkpoint;
 pub mod config;
 pub mod convert;

@@ -76,7 +76,8 @@ impl TuneModel {
             return Err(Error::config("method", "lora", why));
         }
         let config = Config::from_hf(&HfConfig::read(config_path)?)?;
-        let dir = config_path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
+        let dir =
+            config_path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
         let text = match dir.join("tokenizer.json").is_file() {
             true => Some(TextParts::from_hf_dir(dir)?),
             false => None,
@@ -217,12 +218,7 @@ impl WeightSource for Random<'_> {
         Ok(())
     }
 
-    fn raw_rows(
-        &self,
-        _: Weight,
-        _: std::ops::Range<usize>,
-        _: &mut [u8],
-    ) -> Result<bool> {
+    fn raw_rows(&self, _: Weight, _: std::ops::Range<usize>, _: &mut [u8]) -> Result<bool> {
         Ok(false)
     }
 }

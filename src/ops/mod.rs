@@ -26,4 +26,3 @@ pub use rope::rope;
 pub use scale::scale;
 pub use select::select;
 pub use swiglu::swiglu;
-

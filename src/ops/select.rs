@@ -51,8 +51,7 @@ impl<'w> Backward<'w> for Select {
         let (to, from) = (dx.f32_mut(), dout.f32());
         to.fill(0.0);
         for (row, &at) in self.keep.iter().enumerate() {
-            to[at * width..(at + 1) * width]
-                .copy_from_slice(&from[row * width..(row + 1) * width]);
+            to[at * width..(at + 1) * width].copy_from_slice(&from[row * width..(row + 1) * width]);
         }
         adjoints.add(cx, Some(self.x), dx);
         Ok(())

@@ -7,5 +7,5 @@ mod rows;
 
 pub use matrix::{Bytes, Matrix, MatrixData, Vector};
 pub use params::{Grads, Param, ParamId, Params};
-pub use rows::{DType, Pool, Rows};
 pub use puna_cpu::buffer::Buffer;
+pub use rows::{DType, Pool, Rows};

@@ -2,21 +2,13 @@
 //!
 //! Functions that tests differentiate take f32 or f64, so that steps can be finer than f32.
 
+mod attention_rows;
 mod training;
 
+pub use attention_rows::{
+    AttentionRowsShape, attention_rows, attention_rows_bwd, attention_rows_bwd_sizes,
+};
 pub use training::{adamw, cross_entropy, differences, sgd};
-
-mod attention_rows;
-
-pub use attention_rows::{
-    AttentionRowsShape, attention_rows, attention_rows_bwd, attention_rows_bwd_sizes,
-};
-
-mod attention_rows;
-
-pub use attention_rows::{
-    AttentionRowsShape, attention_rows, attention_rows_bwd, attention_rows_bwd_sizes,
-};
 
 /// `out[m, n] = x[m, k] w[n, k]^T`.
 ///
