@@ -343,10 +343,10 @@ fn what_is_not_finite_ends_the_run_before_it_is_saved() {
     let rows = Sentences::new(30);
     let out = TempDir::new().unwrap();
     let mut model = Bigram { poison: Some(30), ..Bigram::new() };
-    let told = Settings { save_steps: 2, slice_tokens: Some(1), ..settings() };
+    let told = Settings { save_steps: 2, batch_size: 1, accumulation: 8, ..settings() };
     let error = run(&mut model, out.path(), given(&rows, told.clone())).unwrap_err();
     let Error::NotFinite { step, batch, checkpoint, .. } = &error else { panic!("{error}") };
-    // Eight rows a step, each a slice: run 30 is the sixth of step 4.
+    // Eight micro-batches a step, each a slice: run 30 is the sixth of step 4.
     assert_eq!(*step, 4);
     assert!(batch.starts_with("data.json, instance ") && checkpoint.ends_with("checkpoint-2"));
     assert_eq!(checkpoint::steps(out.path()).unwrap(), [2]);
