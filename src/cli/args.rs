@@ -10,6 +10,7 @@ use super::failure::Failure;
 use super::generate::GenerateArgs;
 use super::info::InfoArgs;
 use super::terminal::Log;
+use super::vocab::VocabArgs;
 use crate::error::{Error, Result};
 use crate::model::llama::KvType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -46,6 +47,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Measure prompt and token speed
     Bench(BenchArgs),
+    /// Make a tokenizer from a corpus
+    Vocab(VocabArgs),
 }
 
 /// Flags of every command.

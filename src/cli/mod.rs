@@ -18,6 +18,7 @@ pub mod machine;
 pub mod output;
 pub mod session;
 pub mod terminal;
+pub mod vocab;
 
 use args::{Cli, Command};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -74,6 +75,7 @@ pub fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Chat(args) => chat::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Vocab(args) => vocab::run(args),
     }
 }
 

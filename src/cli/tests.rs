@@ -30,7 +30,7 @@ fn help(path: &[&str]) -> String {
 
 #[test]
 fn every_help_fits_a_screen_and_shows_an_example() {
-    let cases: [(&[&str], usize); 7] = [
+    let cases: [(&[&str], usize); 9] = [
         (&[], 24),
         (&["info"], 24),
         (&["generate"], 40),
@@ -38,6 +38,8 @@ fn every_help_fits_a_screen_and_shows_an_example() {
         (&["eval"], 24),
         (&["eval", "nll"], 24),
         (&["bench"], 25),
+        (&["vocab"], 24),
+        (&["vocab", "train"], 24),
     ];
     let mut failures = vec![];
     for (path, most) in cases {

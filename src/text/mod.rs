@@ -16,11 +16,13 @@ mod spm;
 mod stream;
 mod template;
 mod tokenizer;
+mod train_vocab;
 
 pub use gguf::GgufVocab;
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, Message, Piece};
 pub use tokenizer::Tokenizer;
+pub use train_vocab::{MIN_VOCAB_SIZE, VocabFiles, train_vocab};
 
 use crate::error::Result;
 
