@@ -2,8 +2,8 @@
 
     python3 corpus.py OUT_DIR STORIES.txt[.xz] N_SCENES
 
-OUT_DIR/train/data.jsonl is text_only, each text ended by the end token; every 50th story and scene
-goes to OUT_DIR/valid.txt and OUT_DIR/valid/data.jsonl instead.
+OUT_DIR/train/data.jsonl is text_only; every 50th story and scene goes to OUT_DIR/valid.txt and
+OUT_DIR/valid/data.jsonl instead.
 """
 
 import json
@@ -13,8 +13,6 @@ import sys
 
 from compose import scene
 from words import Draws
-
-END = "<|endoftext|>"
 
 
 def read_lines(path):
@@ -26,7 +24,7 @@ def read_lines(path):
 def write_set(path, texts):
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="ascii") as opened:
-        opened.writelines(json.dumps({"text": text + END}) + "\n" for text in texts)
+        opened.writelines(json.dumps({"text": text}) + "\n" for text in texts)
 
 
 def main():
@@ -41,7 +39,7 @@ def main():
     write_set(out / "valid" / "data.jsonl", valid)
     (out / "valid.txt").write_text("\n".join(valid) + "\n", encoding="ascii")
     n_chars = sum(map(len, train))
-    print(f"{len(stories)} stories, {n_scenes} scenes; to train on: {len(train)} texts, {n_chars} characters")
+    print(f"{len(stories)} stories, {n_scenes} scenes; {len(train)} texts to train on, {n_chars} characters")
 
 
 if __name__ == "__main__":

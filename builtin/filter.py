@@ -13,8 +13,8 @@ import re
 import sys
 
 MIN_CHARS, MAX_CHARS = 150, 1000
-# A word that fewer stories than this use makes a story of rare words.
-MIN_STORIES = 8
+# A word that fewer stories than this use is rare; a story may have a few of them.
+MIN_STORIES, MAX_RARE = 4, 2
 # Share of runs of five words that an earlier story may have had already.
 MAX_SEEN = 0.35
 
@@ -45,7 +45,7 @@ def fault(begin, text):
         return "characters"
     if TASK.search(text):
         return "task"
-    if text.count('"') % 2:
+    if text.count('"') % 2 or re.search(r"'(?![a-z])", text):
         return "quotes"
     sentences = [s for s in re.split(r"(?<=[.!?])\"? ", text) if s]
     if len(set(sentences)) < len(sentences):
@@ -80,7 +80,8 @@ def main():
     counts = collections.Counter(w for text in kept for w in set(WORD.findall(text.lower())))
     seen, written = set(), []
     for text in kept:
-        if any(counts[word] < MIN_STORIES for word in WORD.findall(text.lower())):
+        rare = {word for word in WORD.findall(text.lower()) if counts[word] < MIN_STORIES}
+        if len(rare) > MAX_RARE:
             dropped["rare words"] += 1
             continue
         runs = shingles(text)

@@ -2,7 +2,7 @@
 # Makes the built-in model again, from its corpus or from nothing.
 #
 #   builtin/make.sh            from the corpus in the repository
-#   builtin/make.sh --corpus   writes the corpus anew first, with SmolLM2 (about an hour more)
+#   builtin/make.sh --corpus   writes the corpus anew first, with SmolLM2 (half an hour more)
 #
 # Needs python3 (with pip for --corpus) and a built puna: PUNA names it, target/release/puna if not.
 # What it makes on the way lies in builtin/build; the result is builtin/builtin.gguf.
@@ -10,8 +10,8 @@ set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
 puna=${PUNA:-../target/release/puna}
-shards=32
-prompts=500
+shards=64
+prompts=250
 scenes=12000
 max_bytes=6000000
 
@@ -30,8 +30,8 @@ if [ "${1:-}" = --corpus ]; then
         [ -s "$build/answers-$shard.json" ] && continue
         say "stories, shard $shard of $shards"
         "$puna" generate "$smollm2" --dataset "$build/prompts-$shard" \
-            --output "$build/answers-$shard.json" --seed "$i" --temperature 0.8 --top-k 50 \
-            --top-p 0.95 --max-new-tokens 160
+            --output "$build/answers-$shard.json" --seed "$i" --temperature 0.6 --top-k 40 \
+            --top-p 0.9 --repetition-penalty 1.1 --max-new-tokens 110
     done
     python3 filter.py "$build/stories.txt" "$build"/answers-*.json
     # No time stamp inside: the same stories give the same file.

@@ -12,20 +12,18 @@ import sys
 
 from words import ANIMALS, BOYS, COLORS, FEELINGS, NAMES, PLACES, THINGS, Draws, a, pronouns
 
-ASK = [
-    "Write a very short and simple story for a small child. Use simple words and short sentences.",
-]
-CHAT = "<|im_start|>user\n{ask}<|im_end|>\n<|im_start|>assistant\n{begin}"
+CHAT = "<|im_start|>user\n{ask} Use simple words and short sentences.<|im_end|>\n<|im_start|>assistant\n{begin}"
 
 
-def opening(draws):
+def free(draws):
+    """A story that goes on from a first sentence or two."""
     name, friend = draws.some(NAMES, 2)
     he, his, him = pronouns(name)
     boy = "boy" if name in BOYS else "girl"
     color, feeling = draws.one(COLORS), draws.one(FEELINGS)
     thing, other = draws.some(THINGS, 2)
     place, animal = draws.one(PLACES), draws.one(ANIMALS)
-    forms = [
+    begin = draws.one([
         f"{name} had {a(color)} {thing}. {he} took the {thing} to the {place}.",
         f"One day, {name} and {friend} went to the {place}. {name} saw {a(animal)}.",
         f"{name} was a little {boy}. {he} had a pet {animal}. The {animal} was {feeling}.",
@@ -38,7 +36,7 @@ def opening(draws):
         f"The {animal} looked at the {color} {thing}. It wanted to play with it.",
         f"It was night. {name} was in bed. {he} heard {a(animal)}.",
         f"{name} wanted to make {a(thing)} for {friend}.",
-        f"In the morning, {name} ran to the {place}. The sky was {draws.one(['blue', 'gray'])}.",
+        f"In the morning, {name} ran to the {place}. {he} was {feeling}.",
         f"{name} lost {his} {thing} in the {place}. {friend} came to help {him}.",
         f"{a(animal).capitalize()} and {a(draws.one(ANIMALS))} met in the {place}.",
         f"Mom gave {name} {a(color)} {thing}. {name} said, \"Thank you, Mom!\"",
@@ -46,17 +44,47 @@ def opening(draws):
         f"The rain fell on the {place}. {name} and the {animal} stayed inside.",
         f"{name} asked {friend}, \"Can I play with your {thing}?\"",
         f"Grandma told {name} about {a(color)} {animal}.",
-    ]
-    return draws.one(forms)
+    ])  # fmt: skip
+    return "Write a very short and simple story for a small child.", begin
+
+
+def plotted(draws):
+    """A story of which the request tells what happens."""
+    name, friend = draws.some(NAMES, 2)
+    he, his, him = pronouns(name)
+    color, thing = draws.one(COLORS), draws.one(THINGS)
+    place, animal, feeling = draws.one(PLACES), draws.one(ANIMALS), draws.one(FEELINGS)
+    plot, begin = draws.one([
+        (f"{name} loses {a(color)} {thing} in the {place} and {friend} helps {him} to find it", f"{name} had {a(color)} {thing}."),
+        (f"{name} and {friend} meet {a(animal)} in the {place}", f"{name} and {friend} walked to the {place}."),
+        (f"{name} is {feeling} and {friend} gives {him} {a(thing)}", f"{name} was {feeling}."),
+        (f"{a(animal)} named {name} makes a new friend in the {place}", f"{name} was a little {animal}."),
+        (f"{name} makes {a(color)} {thing} with {his} mom", f"{name} sat in the kitchen with {his} mom."),
+        (f"{a(animal)} named {name} finds {a(color)} {thing}", f"{name} was {a(animal)}."),
+        (f"{name} goes to the {place} with {his} dad", f"{name} and {his} dad went to the {place}."),
+        (f"{name} shares {his} {thing} with {friend}", f"{name} had a new {thing}."),
+    ])  # fmt: skip
+    return f"Write a very short story for a small child: {plot}.", begin
+
+
+def told(draws):
+    """What something is."""
+    thing = draws.one(ANIMALS + PLACES + THINGS)
+    return f"Tell a small child about {a(thing)}.", f"{a(thing).capitalize()} is"
+
+
+def prompt(draws):
+    ask, begin = draws.one([free] * 6 + [plotted] * 3 + [told])(draws)
+    return CHAT.format(ask=ask, begin=begin)
 
 
 def main():
     out = pathlib.Path(sys.argv[1])
-    n_shards = int(sys.argv[2]) if len(sys.argv) > 2 else 20
-    n_prompts = int(sys.argv[3]) if len(sys.argv) > 3 else 500
+    n_shards = int(sys.argv[2]) if len(sys.argv) > 2 else 64
+    n_prompts = int(sys.argv[3]) if len(sys.argv) > 3 else 250
     for shard in range(n_shards):
         draws = Draws(1000 + shard)
-        texts = [CHAT.format(ask=draws.one(ASK), begin=opening(draws)) for _ in range(n_prompts)]
+        texts = [prompt(draws) for _ in range(n_prompts)]
         folder = out / f"prompts-{shard:02}"
         folder.mkdir(parents=True, exist_ok=True)
         instances = [{"text": text} for text in texts]

@@ -13,9 +13,7 @@ use super::session::Session;
 use super::terminal::print_line;
 use crate::data::{Conversation, DataSet, Kind, Record, TextList, read, write_textlist};
 use crate::error::{Error, Result};
-use crate::infer::{
-    Context, GenerateOptions, Generated, Generation, Prompts, generate_batch,
-};
+use crate::infer::{Context, GenerateOptions, Generated, Generation, Prompts, generate_batch};
 use crate::model::llama::KvType;
 use crate::text::Message;
 use std::collections::BTreeMap;

@@ -90,7 +90,9 @@ fn train(args: &TrainArgs) -> Result<(), Failure> {
     let n_tokens = files.n_tokens;
     if n_tokens < wanted {
         let log = args.common.log();
-        log.warn(format!("{n_tokens} tokens, not {wanted}: nothing else stands twice in the corpus"));
+        log.warn(format!(
+            "{n_tokens} tokens, not {wanted}: nothing else stands twice in the corpus"
+        ));
     }
     let line = match args.common.json {
         true => json!({"vocab_size": n_tokens, "texts": texts.len(), "bytes": n_bytes}).to_string(),

@@ -8,8 +8,8 @@
 
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
-use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer as Core};
 
@@ -37,7 +37,7 @@ pub struct VocabFiles {
 }
 
 /// Trains on `texts` until there are `vocab_size` tokens. A merged pair stands in the corpus at
-/// least twice.
+/// least twice; end tokens written in the texts are only ends.
 ///
 /// # Errors
 /// A size below [`MIN_VOCAB_SIZE`], or texts with nothing in them.
@@ -60,7 +60,8 @@ pub fn train_vocab(texts: &[&str], vocab_size: usize) -> Result<VocabFiles> {
         .special_tokens(vec![AddedToken::from(END_TOKEN, true)])
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build();
-    core.train(&mut TrainerWrapper::BpeTrainer(trainer), texts.iter())
+    let parts = texts.iter().flat_map(|text| text.split(END_TOKEN));
+    core.train(&mut TrainerWrapper::BpeTrainer(trainer), parts)
         .map_err(|e| fault("training", e))?;
     let text = core.to_string(false).map_err(|e| fault("tokenizer.json", e))?;
     let tokenizer = serde_json::from_str(&text)
@@ -105,8 +106,8 @@ mod tests {
 
     #[test]
     fn frequent_words_become_tokens_and_every_text_comes_back() {
-        let files = trained(300);
-        assert_eq!(files.n_tokens, 300);
+        let files = trained(280);
+        assert_eq!(files.n_tokens, 280);
         let tokenizer = parts(&files).tokenizer;
         assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(0), Some(0)));
         for word in ["Ġthe", "Ġcat", "Ġball"] {
@@ -122,8 +123,15 @@ mod tests {
 
     #[test]
     fn the_same_corpus_gives_the_same_files() {
-        assert_eq!(trained(320), trained(320));
-        assert_ne!(trained(320), trained(319));
+        assert_eq!(trained(282), trained(282));
+        assert_ne!(trained(282), trained(281));
+    }
+
+    #[test]
+    fn end_tokens_in_the_corpus_teach_nothing() {
+        let ended: Vec<String> = CORPUS.iter().map(|text| format!("{text}{END_TOKEN}")).collect();
+        let ended: Vec<&str> = ended.iter().map(String::as_str).collect();
+        assert_eq!(train_vocab(&ended, 282).unwrap(), trained(282));
     }
 
     #[test]
@@ -135,16 +143,16 @@ mod tests {
 
     #[test]
     fn as_gguf_metadata_it_gives_the_same_ids() {
-        let files = trained(310);
+        let files = trained(280);
         let hf = parts(&files).tokenizer;
-        let tokens: Vec<String> = (0..310).map(|id| hf.id_to_token(id).unwrap()).collect();
+        let tokens: Vec<String> = (0..280).map(|id| hf.id_to_token(id).unwrap()).collect();
         let merge = |value: &Value| match value {
             Value::String(text) => text.clone(),
             pair => format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
         };
         let merges = files.tokenizer["model"]["merges"].as_array().unwrap();
         let merges: Vec<String> = merges.iter().map(merge).collect();
-        let mut types = vec![1; 310];
+        let mut types = vec![1; 280];
         types[0] = 3;
         let gguf = TextParts::from_gguf(&GgufVocab {
             model: "gpt2",
@@ -157,7 +165,8 @@ mod tests {
             ..GgufVocab::default()
         });
         let gguf = gguf.unwrap().tokenizer;
-        for text in CORPUS.into_iter().chain(["It's 1999!! <|endoftext|>\n\n naïve  x", "\r\n a"]) {
+        for text in CORPUS.into_iter().chain(["It's 1999!! <|endoftext|>\n\n naïve  x", "\r\n a"])
+        {
             let wanted = hf.encode(text, true, true).unwrap();
             assert_eq!(gguf.encode(text, true, true).unwrap(), wanted, "{text:?}");
         }
@@ -165,7 +174,7 @@ mod tests {
 
     #[test]
     fn its_chat_is_questions_and_answers() {
-        let parts = parts(&trained(300));
+        let parts = parts(&trained(280));
         let template = parts.template.unwrap();
         let messages = [Message::new("user", "Who?"), Message::new("assistant", "Tom.")];
         let text = |messages: &[Message], prompt| {
