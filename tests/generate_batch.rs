@@ -32,8 +32,8 @@ fn options(n: usize) -> GenerateOptions {
     GenerateOptions {
         sampler: SamplerConfig { temperature: 1.0, seed: 3, ..SamplerConfig::GREEDY },
         max_new_tokens: 28,
-        stop: vec!["e".into()],
-        end_ids: vec![1],
+        stop: vec!["ing".into()],
+        end_ids: (0..16).collect(),
         ignore_eos: false,
         n,
         logprobs: None,
