@@ -52,6 +52,9 @@ def where(draws, p):
 def again(draws, p, other, placed):
     """Sentences that can be foretold by looking back."""
     forms = [
+        f"{p.name} [has] {a(p.color)} {p.thing}.",
+        f"{p.name} [has] {a(p.color)} {p.thing}.",
+        f"{p.name} [has] {a(p.color)} {p.thing}.",
         f"The {p.thing} [is] {p.color}.",
         f"The {p.thing} [is] {p.color}.",
         f"{p.name}'s {p.thing} [is] {p.color}.",
@@ -113,7 +116,7 @@ def scene(draws):
 
 def main():
     out = sys.argv[1]
-    n_scenes = int(sys.argv[2]) if len(sys.argv) > 2 else 12000
+    n_scenes = int(sys.argv[2]) if len(sys.argv) > 2 else 16000
     draws = Draws(1)
     with open(out, "w", encoding="ascii") as opened:
         opened.writelines(scene(draws) + "\n" for _ in range(n_scenes))

@@ -12,7 +12,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 puna=${PUNA:-../target/release/puna}
 shards=64
 prompts=250
-scenes=12000
+scenes=16000
 max_bytes=6000000
 
 say() { printf 'make: %s\n' "$*" >&2; }
@@ -55,7 +55,7 @@ cp config.json "$build/init/"
 say "training"
 "$puna" train "$build/init/config.json" --method full --dataset "$build/corpus/train" \
     --output "$build/model" --overwrite --seed 1 \
-    --block-size 512 --batch-size 8 --num-train-epochs 4 \
+    --block-size 512 --batch-size 4 --num-train-epochs 6 \
     --learning-rate 2e-3 --lr-scheduler-type cosine --warmup-ratio 0.02 \
     --weight-decay 0.05 --adam-beta2 0.95 --max-grad-norm 1
 
