@@ -19,7 +19,7 @@ use crate::text::Message;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Most sequences at a time. Beyond it a step takes longer in proportion.
+/// Most sequences at a time.
 const WIDTH: usize = 32;
 /// Most bytes that their caches may take together.
 const CACHE_BYTES: usize = 2 << 30;
