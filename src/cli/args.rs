@@ -13,6 +13,7 @@ use super::info::InfoArgs;
 use super::terminal::Log;
 use super::train_args::TrainArgs;
 use super::verify::VerifyArgs;
+use super::vocab::VocabArgs;
 use crate::error::{Error, Result};
 use crate::model::llama::KvType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -59,6 +60,8 @@ pub enum Command {
     Quantize(QuantizeArgs),
     /// Add an adapter to a model's weights
     Merge(MergeArgs),
+    /// Make a tokenizer from a corpus
+    Vocab(VocabArgs),
 }
 
 /// Flags of every command.

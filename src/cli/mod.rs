@@ -25,6 +25,7 @@ mod train_plan;
 mod train_setup;
 mod train_watch;
 pub mod verify;
+pub mod vocab;
 
 use args::{Cli, Command};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -88,6 +89,7 @@ pub fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Convert(args) => convert::run_convert(args),
         Command::Quantize(args) => convert::run_quantize(args),
         Command::Merge(args) => convert::run_merge(args),
+        Command::Vocab(args) => vocab::run(args),
     }
 }
 
