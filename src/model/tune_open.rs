@@ -82,7 +82,8 @@ impl TuneModel {
             true => Some(TextParts::from_hf_dir(dir)?),
             false => None,
         };
-        let random = Random { config: &config, seed: options.seed };
+        let deviation = initializer_range(config_path)?;
+        let random = Random { config: &config, seed: options.seed, deviation };
         let mut params = Params::default();
         let weights = full(&random, &config, &mut params)?;
         let generation = GenerationDefaults {
@@ -182,6 +183,21 @@ fn full(source: &dyn WeightSource, config: &Config, params: &mut Params) -> Resu
 struct Random<'a> {
     config: &'a Config,
     seed: u64,
+    deviation: f64,
+}
+
+/// Standard deviation of random weights, as transformers names it.
+fn initializer_range(config_path: &Path) -> Result<f64> {
+    let bytes = std::fs::read(config_path).map_err(|source| Error::io(config_path, source))?;
+    let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let Some(found) = value.get("initializer_range") else { return Ok(INIT_DEVIATION) };
+    match found.as_f64().filter(|x| (0.0..=10.0).contains(x)) {
+        Some(deviation) => Ok(deviation),
+        None => {
+            let field = format!("{}: initializer_range", config_path.display());
+            Err(Error::config(field, found, "wanted a number from 0 to 10"))
+        }
+    }
 }
 
 impl WeightSource for Random<'_> {
@@ -214,7 +230,7 @@ impl WeightSource for Random<'_> {
         for _ in 0..rows.start * shape[1] {
             rng.normal();
         }
-        out.fill_with(|| (rng.normal() * INIT_DEVIATION) as f32);
+        out.fill_with(|| (rng.normal() * self.deviation) as f32);
         Ok(())
     }
 
