@@ -10,7 +10,7 @@ set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
 puna=${PUNA:-../target/release/puna}
-shards=64
+shards=41
 prompts=250
 scenes=16000
 max_bytes=6000000
@@ -46,10 +46,10 @@ python3 corpus.py "$build/corpus" stories.txt.xz "$scenes"
 
 say "tokenizer"
 vocab_size=$(python3 -c 'import json; print(json.load(open("config.json"))["vocab_size"])')
-mkdir -p "$build/init"
-cp config.json "$build/init/"
 "$puna" vocab train --dataset "$build/corpus/train" --vocab-size "$vocab_size" \
-    --output "$build/init" --overwrite
+    --output tokenizer --overwrite
+mkdir -p "$build/init"
+cp config.json tokenizer/*.json "$build/init/"
 
 # A config.json without weights: training begins from random ones.
 say "training"
