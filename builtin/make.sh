@@ -55,12 +55,12 @@ cp config.json tokenizer/*.json "$build/init/"
 say "training"
 "$puna" train "$build/init/config.json" --method full --dataset "$build/corpus/train" \
     --output "$build/model" --overwrite --seed 1 \
-    --block-size 512 --batch-size 4 --num-train-epochs 6 \
+    --block-size 512 --batch-size 4 --num-train-epochs 4 \
     --learning-rate 2e-3 --lr-scheduler-type cosine --warmup-ratio 0.02 \
     --weight-decay 0.05 --adam-beta2 0.95 --max-grad-norm 1
 
 say "quantisation"
-"$puna" quantize "$build/model" --type q8_0 --output builtin.gguf
+"$puna" quantize "$build/model" builtin.gguf --type Q8_0 --overwrite
 bytes=$(wc -c <builtin.gguf)
 [ "$bytes" -le "$max_bytes" ] || fail "builtin.gguf has $bytes bytes, wanted at most $max_bytes"
 say "builtin.gguf, $bytes bytes"

@@ -38,7 +38,7 @@ pub fn run(args: &InfoArgs) -> Result<(), Failure> {
     let machine = Machine::detect()?;
     let summary = match &args.model {
         None if args.machine => None,
-        model => Some(summarize(model_path(model.as_deref())?)?),
+        model => Some(summarize(model_path(model.as_deref()))?),
     };
     if args.common.json {
         let mut value = summary.as_ref().map_or_else(|| json!({}), ModelSummary::json);

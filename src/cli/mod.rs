@@ -17,6 +17,7 @@ pub mod interrupt;
 pub mod lines;
 pub mod machine;
 pub mod output;
+pub mod quickstart;
 pub mod session;
 pub mod terminal;
 pub mod train;
@@ -39,7 +40,11 @@ use std::process::ExitCode;
 const WELCOME: &str = "\
 Puna: a LLaMA engine for CPUs.
 
-Begin with a model, a Hugging Face directory or a .gguf file:
+Begin with
+
+  puna quickstart                      measures, tunes and measures again, in a minute
+
+or with a model of yours, a Hugging Face directory or a .gguf file:
 
   puna info MODEL                      what it is and the memory it needs
   puna chat MODEL                      talk with it
@@ -85,6 +90,7 @@ pub fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Eval(args) => eval::run(args),
         Command::Train(args) => train::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Quickstart(args) => quickstart::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Convert(args) => convert::run_convert(args),
         Command::Quantize(args) => convert::run_quantize(args),

@@ -28,7 +28,7 @@ use std::path::Path;
 /// checkpoint is saved.
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let setup = Setup::new(args)?;
-    let path = model_path(args.model.as_deref())?;
+    let path = model_path(args.model.as_deref());
     args.common.device.check()?;
     let log = args.common.log();
     if let Some(output) = &setup.output {

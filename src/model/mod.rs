@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod block;
+pub mod builtin;
 pub mod checkpoint;
 pub mod config;
 pub mod convert;

@@ -6,6 +6,7 @@ use crate::format::hf_config::HfConfig;
 use crate::format::peft::{AdapterFile, Target};
 use crate::kernels::{Cpu, Scratch};
 use crate::model::adapter::{init_lora, read_adapter};
+use crate::model::builtin::is_builtin;
 use crate::model::checkpoint::{Checkpoint, GenerationDefaults};
 use crate::model::config::Config;
 use crate::model::names::{BlockWeight, Layout, Weight};
@@ -124,6 +125,9 @@ impl TuneModel {
 
 /// The configuration of a model without weights.
 fn lone_config(path: &Path) -> Option<std::path::PathBuf> {
+    if is_builtin(path) {
+        return None;
+    }
     if path.is_file() {
         return (path.extension()? == "json").then(|| path.to_owned());
     }
