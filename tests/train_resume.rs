@@ -9,6 +9,7 @@ mod program;
 mod train;
 
 use program::finish;
+use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -286,6 +287,9 @@ fn a_second_run_needs_to_be_told() {
     // What is done stays done.
     let run = place.train(&model, "out", &with(LORA, &["--resume"])).done();
     assert!(run.stdout.contains("done already"), "{}", run.stdout);
+    let run = place.train(&model, "out", &with(LORA, &["--resume", "--json"])).done();
+    let found = &run.json()[0];
+    assert_eq!((&found["end"], &found["steps"]), (&json!("already_done"), &json!(12)));
     // Anything that changes the numbers is refused by name, with both values.
     let changed: [(&[&str], &[&str]); 5] = [
         (&["--lora-alpha=16"], &["lora_alpha = 16", "begun with 32"]),

@@ -3,7 +3,10 @@
 
 use super::metrics::{EvalLine, Line, StepLine};
 use super::svg::{Chart, Series, chart, escape, number};
+use crate::error::{Error, Result};
 use std::fmt::Write;
+use std::fs;
+use std::path::Path;
 
 /// Name of the file in the output directory.
 pub const REPORT_NAME: &str = "report.html";
@@ -63,6 +66,21 @@ pub fn render(title: &str, settings: &[(String, String)], lines: &[Line]) -> Str
     page += &table("Result", &results(&steps, &evals));
     page += &table("Settings", settings);
     page + "</body>\n</html>\n"
+}
+
+/// Puts a page into `dir`, whole or not at all. It is not synced: it can be made again.
+///
+/// # Errors
+/// What the system refuses.
+pub fn write(dir: &Path, page: &str) -> Result<()> {
+    let path = dir.join(REPORT_NAME);
+    let temporary = dir.join(format!(".{REPORT_NAME}.{}.tmp", std::process::id()));
+    let written = fs::write(&temporary, page).and_then(|()| fs::rename(&temporary, &path));
+    written.map_err(|source| {
+        // The first error is the one to report; the temporary file may not even exist.
+        let _ = fs::remove_file(&temporary);
+        Error::io(&path, source)
+    })
 }
 
 fn headline(steps: &[&StepLine], evals: &[&EvalLine]) -> String {

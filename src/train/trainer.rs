@@ -21,14 +21,13 @@ use super::metrics::{self, EvalLine, Line, Metrics, StepLine, peak_bytes};
 use super::optimizer::{self, Optimizer};
 use super::plan::Plan;
 use super::report;
-use super::state::{Cursor, State, VERSION, check_same};
+use super::state::{Cursor, State, check_same};
 use super::trainee::Trainee;
 use super::watch::Watch;
 use super::{checkpoint, moments, output, tensors};
 use crate::data::Row;
 use crate::data::order::Epochs;
 use crate::error::{Error, Result};
-use crate::format::stage::write_file;
 use crate::tensor::Grads;
 use std::fs;
 use std::sync::atomic::Ordering;
@@ -83,22 +82,7 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
         let grads = Grads::zeros(job.model.params());
         let mut all = job.identity.clone();
         all.extend(settings.fingerprint(plan.total_steps));
-        let state = State {
-            version: VERSION,
-            puna: env!("CARGO_PKG_VERSION").to_owned(),
-            isa: job.model.cpu().isa.to_string(),
-            step: 0,
-            epoch: 0.0,
-            cursor: Cursor::default(),
-            seed: settings.seed,
-            evaluated: None,
-            best: Default::default(),
-            loss_sum: 0.0,
-            n_scored: 0,
-            n_tokens: 0,
-            metrics_bytes: 0,
-            settings: all,
-        };
+        let state = State::new(settings.seed, job.model.cpu().isa.to_string(), all);
         let epochs = Epochs::new(plan.n_rows, settings.seed, settings.shuffle);
         let start = Instant::now();
         // Opened as it is: cut only when it is known how much of it stays.
@@ -121,7 +105,8 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
     fn already_done(&mut self) -> Result<Option<Outcome>> {
         let Some(done) = output::read_done(self.job.output)? else { return Ok(None) };
         check_same(&done.settings, &self.state.settings)?;
-        Ok(Some(self.outcome(End::AlreadyDone)))
+        let outcome = self.outcome(End::AlreadyDone);
+        Ok(Some(Outcome { before: Some(done.summary), ..outcome }))
     }
 
     /// Goes back to the newest checkpoint; without one, to the beginning.
@@ -169,7 +154,7 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
             }
             let early = self.state.best.exhausted(self.job.settings.patience);
             let every = self.job.settings.save_steps;
-            let due = every > 0 && step > 0 && step % every == 0;
+            let due = every > 0 && step > 0 && step.is_multiple_of(every);
             if due || is_best {
                 self.save()?;
             }
@@ -204,7 +189,7 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
             return self.job.settings.eval_on_start;
         }
         let every = self.job.settings.eval_steps.unwrap_or(self.plan.steps_per_epoch);
-        step % every.max(1) == 0 || step == self.plan.total_steps
+        step.is_multiple_of(every.max(1)) || step == self.plan.total_steps
     }
 
     /// The rows of the next step.
@@ -382,8 +367,7 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
     fn report(&mut self) {
         let output = self.job.output;
         let written = metrics::read(output).and_then(|lines| {
-            let page = report::render(&self.job.title, &self.job.shown, &lines);
-            write_file(&output.join(report::REPORT_NAME), page.as_bytes())
+            report::write(output, &report::render(&self.job.title, &self.job.shown, &lines))
         });
         if let Err(error) = written {
             self.watch.warn(&format!("no report: {error}"));
@@ -397,6 +381,7 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
             total_steps: self.plan.total_steps,
             eval: self.eval.clone(),
             seconds: self.start.elapsed().as_secs_f64(),
+            before: None,
         }
     }
 }
