@@ -1,10 +1,13 @@
 //! A run that was killed, interrupted or ran out of disk goes on as if nothing had happened: the
 //! same bits in the end, and nothing lost that was saved before.
 
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/fixture.rs"]
 mod fixture;
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/program.rs"]
 mod program;
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/train.rs"]
 mod train;
 

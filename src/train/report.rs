@@ -11,7 +11,7 @@ use std::path::Path;
 /// Name of the file in the output directory.
 pub const REPORT_NAME: &str = "report.html";
 
-/// The smoothed loss is an exponential mean; a curve of n steps gets a window of n / 20 of them,
+/// The smoothed loss is an exponential mean; a curve of n steps gets a window of n / 40 of them,
 /// but no shorter than this.
 const SHORTEST_WINDOW: f64 = 5.0;
 
@@ -152,7 +152,7 @@ fn charts(steps: &[&StepLine], evals: &[&EvalLine]) -> Vec<Chart> {
 
 /// Exponential mean, begun without bias: the weights of what came so far are made to sum to one.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let window = (points.len() as f64 / 20.0).max(SHORTEST_WINDOW);
+    let window = (points.len() as f64 / 40.0).max(SHORTEST_WINDOW);
     let keep = 1.0 - 1.0 / window;
     let (mut sum, mut weight) = (0.0, 0.0);
     let mut next = |&(x, y): &(f64, f64)| {
