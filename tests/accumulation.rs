@@ -1,10 +1,13 @@
 //! The cut of a step into micro-batches, the threads and gradient checkpointing change nothing
 //! that a user sees.
 
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/fixture.rs"]
 mod fixture;
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/program.rs"]
 mod program;
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/train.rs"]
 mod train;
 

@@ -1,12 +1,16 @@
 //! `puna train` as a user meets it: help, a look at the data, the plan, flags from a file, what a
 //! run leaves, errors.
 
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/fixture.rs"]
 mod fixture;
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/program.rs"]
 mod program;
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/toy.rs"]
 mod toy;
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/train.rs"]
 mod train;
 

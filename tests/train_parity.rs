@@ -1,10 +1,13 @@
 //! `puna train` against curves and weights that transformers and PEFT computed from the same
 //! weights and rows: loss, gradient norm and rate of every step, and the weights in the end.
 
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/fixture.rs"]
 mod fixture;
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/program.rs"]
 mod program;
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/train.rs"]
 mod train;
 

@@ -1,14 +1,18 @@
 //! A run that was killed, interrupted or ran out of disk goes on as if nothing had happened: the
 //! same bits in the end, and nothing lost that was saved before.
 
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/fixture.rs"]
 mod fixture;
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/program.rs"]
 mod program;
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/train.rs"]
 mod train;
 
 use program::finish;
+use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -286,6 +290,9 @@ fn a_second_run_needs_to_be_told() {
     // What is done stays done.
     let run = place.train(&model, "out", &with(LORA, &["--resume"])).done();
     assert!(run.stdout.contains("done already"), "{}", run.stdout);
+    let run = place.train(&model, "out", &with(LORA, &["--resume", "--json"])).done();
+    let found = &run.json()[0];
+    assert_eq!((&found["end"], &found["steps"]), (&json!("already_done"), &json!(12)));
     // Anything that changes the numbers is refused by name, with both values.
     let changed: [(&[&str], &[&str]); 5] = [
         (&["--lora-alpha=16"], &["lora_alpha = 16", "begun with 32"]),

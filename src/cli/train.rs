@@ -107,12 +107,14 @@ fn check_output(output: &Path, model: &Path, args: &TrainArgs) -> Result<(), Fai
     }
     // A dry run and a look at the data write nothing.
     let writes = !args.steps.dry_run && args.data.show_batch.is_none();
-    if writes && !args.save.resume && !args.save.overwrite {
-        if let Some(found) = output::occupied(output)? {
-            let message = format!("--output {}: holds {found} of a run", output.display());
-            let hint = "--resume goes on with it, --overwrite starts anew";
-            return Err(Failure::Usage(message, Some(hint.into())));
-        }
+    if writes
+        && !args.save.resume
+        && !args.save.overwrite
+        && let Some(found) = output::occupied(output)?
+    {
+        let message = format!("--output {}: holds {found} of a run", output.display());
+        let hint = "--resume goes on with it, --overwrite starts anew";
+        return Err(Failure::Usage(message, Some(hint.into())));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use super::manifest;
 use crate::error::{Error, Result};
-use crate::format::stage::{StagedDir, sync_dir};
+use crate::format::stage::StagedDir;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -109,7 +109,6 @@ pub fn remove(output: &Path, step: usize) -> Result<()> {
     let path = dir(output, step);
     let gone = output.join(format!(".{PREFIX}{step}.{}{GONE}", std::process::id()));
     fs::rename(&path, &gone).map_err(|source| Error::io(&path, source))?;
-    sync_dir(output)?;
     fs::remove_dir_all(&gone).map_err(|source| Error::io(&gone, source))
 }
 
@@ -148,8 +147,10 @@ mod tests {
     use super::*;
 
     fn make(output: &Path, step: usize) {
-        let path =
-            write(output, step, |dir| Ok(fs::write(dir.join("x"), step.to_string()).unwrap()));
+        let path = write(output, step, |dir| {
+            fs::write(dir.join("x"), step.to_string()).unwrap();
+            Ok(())
+        });
         assert_eq!(path.unwrap(), dir(output, step));
     }
 

@@ -145,11 +145,18 @@ pub struct Outcome {
     pub eval: Option<EvalLine>,
     /// Seconds of this process's part.
     pub seconds: f64,
+    /// What the run said when it was done, where that was before.
+    pub before: Option<Value>,
 }
 
 impl Outcome {
     /// The stable JSON of `puna train --json`.
     pub fn json(&self) -> Value {
+        if let Some(before) = &self.before {
+            let mut value = before.clone();
+            value["end"] = json!(self.end.name());
+            return value;
+        }
         let State { step, epoch, n_scored, n_tokens, loss_sum, best, .. } = &self.state;
         json!({
             "end": self.end.name(),

@@ -18,6 +18,7 @@ pub mod output;
 pub mod plan;
 pub mod probe;
 pub mod report;
+mod saving;
 pub mod schedule;
 pub mod settings;
 pub mod state;

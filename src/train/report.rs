@@ -3,12 +3,15 @@
 
 use super::metrics::{EvalLine, Line, StepLine};
 use super::svg::{Chart, Series, chart, escape, number};
+use crate::error::{Error, Result};
 use std::fmt::Write;
+use std::fs;
+use std::path::Path;
 
 /// Name of the file in the output directory.
 pub const REPORT_NAME: &str = "report.html";
 
-/// The smoothed loss is an exponential mean; a curve of n steps gets a window of n / 20 of them,
+/// The smoothed loss is an exponential mean; a curve of n steps gets a window of n / 40 of them,
 /// but no shorter than this.
 const SHORTEST_WINDOW: f64 = 5.0;
 
@@ -63,6 +66,21 @@ pub fn render(title: &str, settings: &[(String, String)], lines: &[Line]) -> Str
     page += &table("Result", &results(&steps, &evals));
     page += &table("Settings", settings);
     page + "</body>\n</html>\n"
+}
+
+/// Puts a page into `dir`, whole or not at all. It is not synced: it can be made again.
+///
+/// # Errors
+/// What the system refuses.
+pub fn write(dir: &Path, page: &str) -> Result<()> {
+    let path = dir.join(REPORT_NAME);
+    let temporary = dir.join(format!(".{REPORT_NAME}.{}.tmp", std::process::id()));
+    let written = fs::write(&temporary, page).and_then(|()| fs::rename(&temporary, &path));
+    written.map_err(|source| {
+        // The first error is the one to report; the temporary file may not even exist.
+        let _ = fs::remove_file(&temporary);
+        Error::io(&path, source)
+    })
 }
 
 fn headline(steps: &[&StepLine], evals: &[&EvalLine]) -> String {
@@ -134,7 +152,7 @@ fn charts(steps: &[&StepLine], evals: &[&EvalLine]) -> Vec<Chart> {
 
 /// Exponential mean, begun without bias: the weights of what came so far are made to sum to one.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let window = (points.len() as f64 / 20.0).max(SHORTEST_WINDOW);
+    let window = (points.len() as f64 / 40.0).max(SHORTEST_WINDOW);
     let keep = 1.0 - 1.0 / window;
     let (mut sum, mut weight) = (0.0, 0.0);
     let mut next = |&(x, y): &(f64, f64)| {

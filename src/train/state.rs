@@ -4,7 +4,6 @@
 use super::best::Best;
 use super::exact;
 use crate::error::{Error, Result};
-use crate::format::stage::write_file;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::Path;
@@ -12,7 +11,7 @@ use std::path::Path;
 /// Name of the file in a checkpoint.
 pub const STATE_NAME: &str = "state.json";
 /// The only layout so far.
-pub const VERSION: u32 = 1;
+const VERSION: u32 = 1;
 
 /// A setting that decides which numbers come out: its name and its value, in words.
 pub type Setting = (String, String);
@@ -61,7 +60,27 @@ pub struct Cursor {
 }
 
 impl State {
-    /// Writes the file into `dir`.
+    /// Before the first step.
+    pub fn new(seed: u64, isa: String, settings: Vec<Setting>) -> State {
+        State {
+            version: VERSION,
+            puna: env!("CARGO_PKG_VERSION").to_owned(),
+            isa,
+            step: 0,
+            epoch: 0.0,
+            cursor: Cursor::default(),
+            seed,
+            evaluated: None,
+            best: Best::default(),
+            loss_sum: 0.0,
+            n_scored: 0,
+            n_tokens: 0,
+            metrics_bytes: 0,
+            settings,
+        }
+    }
+
+    /// Writes the file into `dir`, which is sealed later.
     ///
     /// # Errors
     /// What the system refuses.
@@ -69,7 +88,7 @@ impl State {
         let path = dir.join(STATE_NAME);
         let text =
             serde_json::to_string_pretty(self).map_err(|error| Error::io(&path, error.into()))?;
-        write_file(&path, text.as_bytes())
+        fs::write(&path, text).map_err(|source| Error::io(&path, source))
     }
 
     /// Reads the file of `dir`.
@@ -113,24 +132,20 @@ pub fn check_same(then: &[Setting], now: &[Setting]) -> Result<()> {
 mod tests {
     use super::*;
 
-    pub(super) fn state() -> State {
+    fn state() -> State {
         let mut best = Best::default();
         best.update(4, 0.1 + 0.2, 0.0);
         State {
-            version: VERSION,
-            puna: "0.1.0".into(),
-            isa: "portable".into(),
             step: 5,
             epoch: 1.25,
             cursor: Cursor { epoch: 1, row: 8 },
-            seed: u64::MAX,
             evaluated: Some(4),
             best,
             loss_sum: 1.0 / 3.0,
             n_scored: 100,
             n_tokens: 200,
             metrics_bytes: 1234,
-            settings: vec![("learning_rate".into(), "5e-5".into())],
+            ..State::new(u64::MAX, "portable".into(), vec![("learning_rate".into(), "5e-5".into())])
         }
     }
 

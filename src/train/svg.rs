@@ -42,7 +42,7 @@ pub fn chart(chart: &Chart) -> String {
     if series.is_empty() {
         return String::new();
     }
-    let (x_ticks, x_low, x_high) = axis(all().map(|p| p.0), 8);
+    let (x_ticks, x_low, x_high) = steps_axis(all().map(|p| p.0));
     let (y_ticks, y_low, y_high) = axis(all().map(|p| p.1), 5);
     let x_of = |x: f64| LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT);
     let y_of = |y: f64| HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM);
@@ -134,6 +134,18 @@ fn axis(values: impl Iterator<Item = f64>, wanted: usize) -> (Vec<f64>, f64, f64
     (ticks, first as f64 * step, last as f64 * step)
 }
 
+/// The axis of steps: round ticks too, but it ends where the curves end.
+fn steps_axis(values: impl Iterator<Item = f64> + Clone) -> (Vec<f64>, f64, f64) {
+    let (mut ticks, low, high) = axis(values.clone(), 8);
+    let first = values.clone().fold(f64::INFINITY, f64::min);
+    let last = values.fold(f64::NEG_INFINITY, f64::max);
+    if first >= last {
+        return (ticks, low, high);
+    }
+    ticks.retain(|tick| (first..=last).contains(tick));
+    (ticks, first, last)
+}
+
 /// At most about [`MAX_POINTS`] points: of every run of neighbours the lowest and the highest stay,
 /// so that no peak is lost.
 fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
@@ -211,6 +223,11 @@ mod tests {
             assert!(low < flat && flat < high, "{low} {flat} {high}");
         }
         assert_eq!(axis([f64::NAN].into_iter(), 5).1, 0.0);
+        let (ticks, low, high) = steps_axis([1.0, 180.0, 360.0].into_iter());
+        assert_eq!(
+            (ticks, low, high),
+            ((1..=7).map(|i| 50.0 * f64::from(i)).collect(), 1.0, 360.0)
+        );
     }
 
     #[test]

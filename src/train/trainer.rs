@@ -14,30 +14,24 @@
 //! they touched is saved.
 
 use super::batch::{DropoutKey, accumulate, budget, instances};
+use super::checkpoint;
 use super::clip::{clip_factor, global_norm};
 use super::evaluate::evaluate;
 use super::job::{End, Job, Outcome};
-use super::metrics::{self, EvalLine, Line, Metrics, StepLine, peak_bytes};
+use super::metrics::{EvalLine, Line, Metrics, StepLine, peak_bytes};
 use super::optimizer::{self, Optimizer};
 use super::plan::Plan;
-use super::report;
-use super::state::{Cursor, State, VERSION, check_same};
+use super::state::{Cursor, State};
 use super::trainee::Trainee;
 use super::watch::Watch;
-use super::{checkpoint, moments, output, tensors};
+
 use crate::data::Row;
 use crate::data::order::Epochs;
 use crate::error::{Error, Result};
-use crate::format::stage::write_file;
 use crate::tensor::Grads;
 use std::fs;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
-
-/// File of the exact values of what is trained, in a checkpoint.
-const PARAMS_NAME: &str = "trained.safetensors";
-/// File of the optimiser's state, in a checkpoint.
-const OPTIMIZER_NAME: &str = "optimizer.safetensors";
 
 /// Runs the job. Without `resume` the output directory must not hold another run's checkpoints.
 ///
@@ -58,19 +52,20 @@ pub fn train<M: Trainee>(job: Job<'_, M>, resume: bool, watch: &mut dyn Watch) -
     trainer.run()
 }
 
-struct Trainer<'a, 'w, M: Trainee> {
-    job: Job<'a, M>,
-    watch: &'w mut dyn Watch,
-    plan: Plan,
+/// A run in progress.
+pub(super) struct Trainer<'a, 'w, M: Trainee> {
+    pub(super) job: Job<'a, M>,
+    pub(super) watch: &'w mut dyn Watch,
+    pub(super) plan: Plan,
     epochs: Epochs,
-    optimizer: Box<dyn Optimizer>,
+    pub(super) optimizer: Box<dyn Optimizer>,
     grads: Grads,
-    metrics: Metrics,
-    state: State,
+    pub(super) metrics: Metrics,
+    pub(super) state: State,
     /// The step whose checkpoint is whole on the disk.
-    saved: Option<usize>,
-    eval: Option<EvalLine>,
-    start: Instant,
+    pub(super) saved: Option<usize>,
+    pub(super) eval: Option<EvalLine>,
+    pub(super) start: Instant,
 }
 
 impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
@@ -83,22 +78,7 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
         let grads = Grads::zeros(job.model.params());
         let mut all = job.identity.clone();
         all.extend(settings.fingerprint(plan.total_steps));
-        let state = State {
-            version: VERSION,
-            puna: env!("CARGO_PKG_VERSION").to_owned(),
-            isa: job.model.cpu().isa.to_string(),
-            step: 0,
-            epoch: 0.0,
-            cursor: Cursor::default(),
-            seed: settings.seed,
-            evaluated: None,
-            best: Default::default(),
-            loss_sum: 0.0,
-            n_scored: 0,
-            n_tokens: 0,
-            metrics_bytes: 0,
-            settings: all,
-        };
+        let state = State::new(settings.seed, job.model.cpu().isa.to_string(), all);
         let epochs = Epochs::new(plan.n_rows, settings.seed, settings.shuffle);
         let start = Instant::now();
         // Opened as it is: cut only when it is known how much of it stays.
@@ -118,42 +98,6 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
         })
     }
 
-    fn already_done(&mut self) -> Result<Option<Outcome>> {
-        let Some(done) = output::read_done(self.job.output)? else { return Ok(None) };
-        check_same(&done.settings, &self.state.settings)?;
-        Ok(Some(self.outcome(End::AlreadyDone)))
-    }
-
-    /// Goes back to the newest checkpoint; without one, to the beginning.
-    fn resume(&mut self) -> Result<()> {
-        let output = self.job.output;
-        let Some(step) = checkpoint::newest(output, |text| self.watch.warn(text))? else {
-            self.watch.remark("no checkpoint yet: starting from the beginning");
-            return Ok(());
-        };
-        let dir = checkpoint::dir(output, step);
-        let state = State::read(&dir)?;
-        check_same(&state.settings, &self.state.settings)?;
-        if (&state.isa, &state.puna) != (&self.state.isa, &self.state.puna) {
-            self.watch.warn(&format!(
-                "{} was written by Puna {} on {}, this is {} on {}: the numbers will differ in \
-                 their last bits",
-                dir.display(),
-                state.puna,
-                state.isa,
-                self.state.puna,
-                self.state.isa
-            ));
-        }
-        tensors::read_params(&dir.join(PARAMS_NAME), self.job.model.params_mut())?;
-        let optimizer = &mut self.optimizer;
-        moments::read(&dir.join(OPTIMIZER_NAME), optimizer.as_mut())?;
-        self.saved = Some(state.step);
-        self.state = state;
-        self.watch.remark(&format!("going on from {}", dir.display()));
-        Ok(())
-    }
-
     fn run(mut self) -> Result<Outcome> {
         self.metrics = Metrics::open(self.job.output, self.state.metrics_bytes)?;
         self.watch.begin(self.state.step, self.plan.total_steps);
@@ -163,15 +107,17 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
                 break End::Interrupted;
             }
             let mut is_best = false;
+            let former = self.state.best.seen.map(|seen| seen.step);
             if self.time_to_evaluate() {
                 let Some(best) = self.evaluate()? else { break End::Interrupted };
                 is_best = best && self.job.settings.keep_best;
             }
             let early = self.state.best.exhausted(self.job.settings.patience);
-            let every = self.job.settings.save_steps;
-            let due = every > 0 && step > 0 && step % every == 0;
-            if due || is_best {
+            if self.is_due(step) || is_best {
                 self.save()?;
+            }
+            if is_best {
+                self.drop_former_best(former)?;
             }
             if step >= self.plan.total_steps {
                 break End::Complete;
@@ -204,7 +150,7 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
             return self.job.settings.eval_on_start;
         }
         let every = self.job.settings.eval_steps.unwrap_or(self.plan.steps_per_epoch);
-        step % every.max(1) == 0 || step == self.plan.total_steps
+        step.is_multiple_of(every.max(1)) || step == self.plan.total_steps
     }
 
     /// The rows of the next step.
@@ -275,7 +221,8 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
         ))
     }
 
-    fn not_finite(&self, step: usize, what: &str, value: f64, batch: String) -> Error {
+    /// The error about a number that is not finite.
+    pub(super) fn not_finite(&self, step: usize, what: &str, value: f64, batch: String) -> Error {
         let checkpoint = match self.saved {
             Some(step) => checkpoint::dir(self.job.output, step).display().to_string(),
             None => "none".to_owned(),
@@ -309,95 +256,6 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
         self.eval = Some(line);
         self.state.evaluated = Some(step);
         Ok(Some(self.state.best.update(step, loss, self.job.settings.threshold)))
-    }
-
-    /// Saves a checkpoint of this step unless there is one.
-    fn save(&mut self) -> Result<()> {
-        let step = self.state.step;
-        if self.saved == Some(step) {
-            return Ok(());
-        }
-        self.insist_on_params()?;
-        self.state.metrics_bytes = self.metrics.sync()?;
-        let (job, state, optimizer) = (&self.job, &self.state, &self.optimizer);
-        let path = checkpoint::write(job.output, step, |dir| {
-            job.model.save(dir)?;
-            tensors::write_params(&dir.join(PARAMS_NAME), job.model.params())?;
-            moments::write(&dir.join(OPTIMIZER_NAME), optimizer.as_ref())?;
-            state.write(dir)
-        })?;
-        self.saved = Some(step);
-        self.watch.saved(&path);
-        if let Some(limit) = self.job.settings.save_total_limit {
-            let best = self.state.best.seen.filter(|_| self.job.settings.keep_best);
-            checkpoint::prune(self.job.output, limit.max(1), best.map(|seen| seen.step))?;
-        }
-        self.report();
-        Ok(())
-    }
-
-    /// An update may overflow where the gradient did not.
-    fn insist_on_params(&mut self) -> Result<()> {
-        for param in &self.job.model.params().0 {
-            if let Some(value) = param.value.iter().find(|value| !value.is_finite()) {
-                let (step, value) = (self.state.step, f64::from(*value));
-                let what = format!("a value of {} after the update", param.name);
-                return Err(self.not_finite(step, &what, value, "all rows so far".to_owned()));
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts result, report and the sign of being done into the output directory.
-    fn finish(&mut self, end: End) -> Result<()> {
-        let best = self.state.best.seen.filter(|_| self.job.settings.keep_best);
-        if let Some(seen) = best.filter(|seen| seen.step != self.state.step) {
-            let dir = checkpoint::dir(self.job.output, seen.step);
-            let path = dir.join(PARAMS_NAME);
-            let read = super::manifest::verify(&dir)
-                .and_then(|()| tensors::read_params(&path, self.job.model.params_mut()));
-            match read {
-                Ok(()) => self.watch.remark(&format!("the result is that of step {}", seen.step)),
-                Err(error) => {
-                    self.watch
-                        .warn(&format!("the last weights are the result, not the best: {error}"));
-                }
-            }
-        }
-        self.insist_on_params()?;
-        let job = &self.job;
-        output::publish(job.output, |dir| job.model.save(dir))?;
-        self.metrics.sync()?;
-        self.report();
-        let done = output::Done {
-            summary: self.outcome(end).json(),
-            settings: self.state.settings.clone(),
-        };
-        output::write_done(self.job.output, &done)?;
-        self.watch.saved(self.job.output);
-        Ok(())
-    }
-
-    /// Writes the report; a run does not fail for want of one.
-    fn report(&mut self) {
-        let output = self.job.output;
-        let written = metrics::read(output).and_then(|lines| {
-            let page = report::render(&self.job.title, &self.job.shown, &lines);
-            write_file(&output.join(report::REPORT_NAME), page.as_bytes())
-        });
-        if let Err(error) = written {
-            self.watch.warn(&format!("no report: {error}"));
-        }
-    }
-
-    fn outcome(&self, end: End) -> Outcome {
-        Outcome {
-            end,
-            state: self.state.clone(),
-            total_steps: self.plan.total_steps,
-            eval: self.eval.clone(),
-            seconds: self.start.elapsed().as_secs_f64(),
-        }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::train::plan::Length;
 use crate::train::schedule::Schedule;
 use crate::train::settings::Settings;
 use crate::train::watch::Silent;
+use crate::train::{metrics, output, report};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
@@ -336,6 +337,24 @@ fn the_best_evaluation_is_the_result_and_waiting_ends() {
     let losses: Vec<f64> = evals(out.path()).iter().map(|line| line.eval_loss).collect();
     assert!(losses.len() == 4 && losses.windows(2).all(|pair| pair[0] < pair[1]), "{losses:?}");
     assert_eq!(checkpoint::steps(out.path()).unwrap(), [0, 3], "the best and the newest stay");
+}
+
+#[test]
+fn a_better_evaluation_takes_the_former_ones_checkpoint_away() {
+    let rows = Sentences::new(30);
+    let out = TempDir::new().unwrap();
+    let told = Settings {
+        eval_steps: Some(2),
+        keep_best: true,
+        learning_rate: 0.2,
+        save_steps: 5,
+        ..settings()
+    };
+    let given = Given { eval: Some(&rows), ..given(&rows, told) };
+    let outcome = run(&mut Bigram::new(), out.path(), given).unwrap();
+    // What was trained on is evaluated: each evaluation is better than the one before.
+    assert_eq!(outcome.state.best.seen.map(|seen| seen.step), Some(12));
+    assert_eq!(checkpoint::steps(out.path()).unwrap(), [5, 10, 12]);
 }
 
 #[test]
