@@ -22,6 +22,7 @@ pub mod session;
 pub mod terminal;
 pub mod train;
 pub mod train_args;
+mod train_memory;
 mod train_plan;
 mod train_setup;
 mod train_watch;

@@ -113,8 +113,8 @@ fn prepare_output(output: &Path) -> Result<PathBuf, Failure> {
         move |source| Error::io(&path, source)
     };
     if output.exists() && !mark.is_file() {
-        let empty = output.is_dir()
-            && std::fs::read_dir(output).map_err(io(output))?.next().is_none();
+        let empty =
+            output.is_dir() && std::fs::read_dir(output).map_err(io(output))?.next().is_none();
         if !empty {
             let message = format!("--output {}: there already, wanted a new one", output.display());
             return Err(Failure::Usage(message, Some("name another directory".into())));
@@ -184,7 +184,13 @@ fn answers(
     let prompts = Prompts { ids: &ids, width: WIDTH };
     let mut ws = model.workspace();
     let end = generate_batch(
-        &model, &mut ws, &mut context, &prompts, &options, interrupt::flag(), &mut done,
+        &model,
+        &mut ws,
+        &mut context,
+        &prompts,
+        &options,
+        interrupt::flag(),
+        &mut done,
     );
     bar.finish_and_clear();
     end?;

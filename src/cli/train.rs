@@ -56,6 +56,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     if args.steps.dry_run {
         let machine = Machine::detect()?;
         let plan = train_plan::plan(&setup, &mut model, &rows, eval.as_ref(), &machine)?;
+        train_plan::items(&plan).iter().for_each(|line| log.detail(line));
         return Ok(train_plan::print(&plan, args.common.json)?);
     }
     let Some(output) = &setup.output else {

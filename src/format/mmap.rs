@@ -103,9 +103,7 @@ impl FileBytes {
         #[cfg(unix)]
         if let (Data::Mapped(_), Some(file)) = (&self.data, &self.file) {
             use std::os::unix::fs::FileExt;
-            return file
-                .read_exact_at(out, offset)
-                .map_err(|source| Error::io(&self.path, source));
+            return file.read_exact_at(out, offset).map_err(|source| Error::io(&self.path, source));
         }
         let start = usize::try_from(offset).ok();
         let range = start.and_then(|start| Some(start..start.checked_add(out.len())?));

@@ -20,5 +20,6 @@ pub mod source;
 pub mod text;
 pub mod tune;
 mod tune_open;
+pub mod tune_plan;
 mod tune_save;
 pub mod weights;

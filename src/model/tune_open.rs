@@ -18,7 +18,6 @@ use crate::ops::{Linear, Lora};
 use crate::rng::Rng;
 use crate::tensor::{Bytes, Matrix, MatrixData, Param, ParamId, Params, Pool, Vector};
 use crate::text::TextParts;
-use half::bf16;
 use puna_cpu::buffer::Buffer;
 use puna_cpu::convert;
 use puna_cpu::matmul::Dense;
@@ -52,10 +51,8 @@ impl TuneModel {
                     Some(dir) => read_adapter(dir, &checkpoint.config)?,
                     None => init_lora(spec, &checkpoint.config, options.seed)?,
                 };
-                let mut weights = Weights::load(&cpu, &checkpoint)?;
-                if matches!(options.precision, Precision::Bf16) {
-                    narrow(&cpu, &mut weights, checkpoint.config.tie_embeddings);
-                }
+                let narrow = matches!(options.precision, Precision::Bf16);
+                let mut weights = Weights::load_as(&cpu, &checkpoint, narrow)?;
                 attach(&mut weights, &mut params, &file);
                 trained = Some(file);
                 weights
@@ -292,41 +289,5 @@ pub(super) fn attach_fixed(weights: &mut Weights, file: &AdapterFile) {
         let (n, k) = (linear.w.n, linear.w.k);
         let (a, b) = (dense(r, k, &pair.a), dense(n, r, &pair.b));
         linear.loras.push(Lora { a, b, scale: file.spec.scale(), dropout: 0.0, key: 0 });
-    }
-}
-
-/// bf16 numbers as the bytes of a weight.
-struct Low(Buffer<bf16>);
-
-impl AsRef<[u8]> for Low {
-    fn as_ref(&self) -> &[u8] {
-        convert::bf16_bytes(&self.0)
-    }
-}
-
-/// Frozen f32 weights as bf16: what products in bf16 use, in half the memory.
-fn narrow(cpu: &Cpu, weights: &mut Weights, tied: bool) {
-    let narrow = |w: &mut Matrix| {
-        let MatrixData::Dense(bytes, Dense::F32) = &w.data else { return };
-        let mut low = Buffer::<bf16>::zeroed(w.n * w.k);
-        let rows = bytes.as_slice().chunks_exact(4 * w.k);
-        let mut wide = vec![0.0f32; w.k];
-        for (low, bytes) in low.chunks_exact_mut(w.k).zip(rows) {
-            for (x, &b) in wide.iter_mut().zip(bytes.as_chunks().0) {
-                *x = f32::from_le_bytes(b);
-            }
-            convert::f32_to_bf16(cpu.isa, low, &wide);
-        }
-        w.data = MatrixData::Dense(Bytes::new(Low(low)), Dense::BF16);
-    };
-    narrow(&mut weights.tok_emb);
-    match tied {
-        true => weights.lm_head.w = weights.tok_emb.clone(),
-        false => narrow(&mut weights.lm_head.w),
-    }
-    for block in &mut weights.blocks {
-        for target in Target::ALL {
-            narrow(&mut linear_of(block, target).w);
-        }
     }
 }
