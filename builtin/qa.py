@@ -14,8 +14,9 @@ import sys
 from words import COLORS, NAMES, PLACES, THINGS, Draws
 
 N_TRAIN, N_HELDOUT = 1200, 160
-# How many people a context has, each as often as it stands here.
-PEOPLE = [2, 2, 3]
+# How many people a context has, each as often as it stands here. With two, the model has to find out
+# who has which thing, and four million parameters learn that from far more text than this.
+PEOPLE = [1]
 
 
 def held_out(first, second, modulus):
@@ -43,7 +44,7 @@ def people(draws, n, heldout):
 def instance(draws, heldout):
     context = people(draws, draws.one(PEOPLE), heldout)
     lines = [f"{name} has a {color} {thing}." for name, color, thing, _ in context]
-    placed = draws.chance(0.4)
+    placed = draws.chance(0.6)
     if placed:
         order = draws.some(context, len(context))
         lines += [f"{name} is in the {place}." for name, _, _, place in order]

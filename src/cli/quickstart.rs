@@ -333,8 +333,8 @@ impl Found<'_> {
         text += &format!(
             "{dir}/ holds the adapter (PEFT's format), metrics.jsonl, report.html and the data.\n\n\
              Next:\n  \
-             puna generate builtin --adapter {dir} --chat -p \"Ben has a green hat. Lily has a red \
-             ball. Who has the hat?\"\n  \
+             puna generate builtin --adapter {dir} --chat -p \"Ben has a green hat. What color \
+             is the hat?\"\n  \
              puna merge builtin --adapter {dir} tuned.gguf\n  \
              puna train MODEL --dataset DIR --method lora --output OUT    # your model, your data, \
              written as in {dir}/data/train/train.json\n"
