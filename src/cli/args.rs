@@ -10,10 +10,13 @@ use super::eval::EvalArgs;
 use super::failure::Failure;
 use super::generate::GenerateArgs;
 use super::info::InfoArgs;
+use super::quickstart::QuickstartArgs;
 use super::terminal::Log;
 use super::train_args::TrainArgs;
 use super::verify::VerifyArgs;
+use super::vocab::VocabArgs;
 use crate::error::{Error, Result};
+use crate::model::builtin;
 use crate::model::llama::KvType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -39,6 +42,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Measure, tune, measure again: the built-in model in a minute
+    Quickstart(QuickstartArgs),
     /// Show a model, the memory it needs, or this machine
     Info(InfoArgs),
     /// Continue a text, or answer a data set
@@ -59,6 +64,8 @@ pub enum Command {
     Quantize(QuantizeArgs),
     /// Add an adapter to a model's weights
     Merge(MergeArgs),
+    /// Make a tokenizer from a corpus
+    Vocab(VocabArgs),
 }
 
 /// Flags of every command.
@@ -197,22 +204,9 @@ impl Threads {
     }
 }
 
-/// The path of the model.
-///
-/// # Errors
-/// Where none is named, or the built-in one.
-pub fn model_path(model: Option<&Path>) -> Result<&Path, Failure> {
-    let missing = |what: &str| {
-        let message = format!("{what}: name a directory or .gguf");
-        Failure::Usage(message, Some("puna info PATH shows whether a model can be used".into()))
-    };
-    match model {
-        None => Err(missing("no model named; the built-in model is not in this build yet")),
-        Some(path) if path == Path::new("builtin") => {
-            Err(missing("the built-in model is not in this build yet"))
-        }
-        Some(path) => Ok(path),
-    }
+/// The path of the model: the built-in one where none is named.
+pub fn model_path(model: Option<&Path>) -> &Path {
+    model.unwrap_or(Path::new(builtin::NAME))
 }
 
 /// How tokens are chosen and when a text ends.
@@ -314,12 +308,8 @@ mod tests {
     }
 
     #[test]
-    fn a_model_must_be_named() {
-        for none in [None, Some(Path::new("builtin"))] {
-            let failure = model_path(none).unwrap_err();
-            assert_eq!(failure.status(), 2);
-            assert!(failure.lines()[0].contains("built-in model is not in this build"));
-        }
-        assert_eq!(model_path(Some(Path::new("x"))).unwrap(), Path::new("x"));
+    fn no_name_means_the_builtin_model() {
+        assert_eq!(model_path(None), Path::new("builtin"));
+        assert_eq!(model_path(Some(Path::new("x"))), Path::new("x"));
     }
 }

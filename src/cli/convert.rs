@@ -1,6 +1,6 @@
 //! `puna convert`, `puna quantize` and `puna merge`: models from one form into another.
 
-use super::args::{Common, HELP, model_path};
+use super::args::{Common, HELP};
 use super::failure::Failure;
 use super::interrupt;
 use super::terminal::{human_bytes, human_count, print_line};
@@ -152,7 +152,8 @@ fn paths<'a>(
     model: Option<&'a Path>,
     out: Option<&'a Path>,
 ) -> Result<(&'a Path, &'a Path), Failure> {
-    let model = model_path(model)?;
+    let hint = "name what is to be written, then the output";
+    let model = model.ok_or_else(|| missing("no model named", hint))?;
     let out = out.ok_or_else(|| missing("no output named", "name it after the model"))?;
     Ok((model, out))
 }

@@ -13,10 +13,16 @@ use super::session::Session;
 use super::terminal::print_line;
 use crate::data::{Conversation, DataSet, Kind, Record, TextList, read, write_textlist};
 use crate::error::{Error, Result};
-use crate::infer::{Context, GenerateOptions, generate};
+use crate::infer::{Context, GenerateOptions, Generated, Generation, Prompts, generate_batch};
 use crate::model::llama::KvType;
 use crate::text::Message;
+use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Most sequences at a time.
+const WIDTH: usize = 32;
+/// Most bytes that their caches may take together.
+const CACHE_BYTES: usize = 2 << 30;
 
 /// Answers the data set at `path`.
 ///
@@ -81,7 +87,13 @@ struct Work<'a> {
     json: bool,
 }
 
-/// Answers prompt by prompt until done, cancelled or failed; `answers` gets what is finished.
+/// Sequences at a time: [`WIDTH`], or as many as the caches of [`CACHE_BYTES`] are.
+fn width(context: &Context) -> usize {
+    (CACHE_BYTES / context.bytes().max(1)).clamp(1, WIDTH)
+}
+
+/// Answers all prompts until done, cancelled or failed; `answers` gets what is finished, in the
+/// order of the records.
 fn answer(
     work: &Work<'_>,
     session: &mut Session,
@@ -89,35 +101,43 @@ fn answer(
     answers: &mut Vec<TextList>,
 ) -> Result<(), Failure> {
     let bar = session.log.bar(work.prompts.len(), "records");
+    let ids: Vec<&[u32]> = work.prompts.iter().map(|prompt| &prompt.ids[..]).collect();
+    let prompts = Prompts { ids: &ids, width: width(context) };
+    let load_ms = session.load_ms;
     let mut n_cut = 0;
-    for prompt in work.prompts {
-        let Session { model, workspace, .. } = &mut *session;
-        let mut silent = |_: usize, _: &str| Ok(());
-        let (options, cancel) = (&work.options, interrupt::flag());
-        let generation =
-            generate(model, workspace, context, &prompt.ids, options, cancel, &mut silent)?;
-        if generation.cancelled() {
-            return Err(Failure::Interrupted);
-        }
-        if work.json {
-            for one in &generation.sequences {
-                let value = sequence_json(&prompt.text, &prompt.ids, one, session.load_ms);
+    // Those that wait for an earlier record.
+    let mut early = BTreeMap::new();
+    let mut done = |index: usize, generation: Generation| {
+        n_cut += usize::from(generation.context_full);
+        early.insert(index, generation.sequences);
+        while let Some(sequences) = early.remove(&answers.len()) {
+            let prompt = &work.prompts[answers.len()];
+            for one in sequences.iter().filter(|_| work.json) {
+                let value = sequence_json(&prompt.text, &prompt.ids, one, load_ms);
                 bar.suspend(|| print_line(&value.to_string()))?;
             }
+            answers.push(textlist(prompt, sequences));
         }
-        n_cut += usize::from(generation.context_full);
-        answers.push(TextList {
-            input: prompt.text.clone(),
-            output: generation.sequences.into_iter().map(|one| one.text).collect(),
-        });
         bar.inc(1);
-    }
+        Ok(())
+    };
+    let Session { model, workspace, .. } = &mut *session;
+    let (options, cancel) = (&work.options, interrupt::flag());
+    let end = generate_batch(model, workspace, context, &prompts, options, cancel, &mut done);
+    let late = early.into_iter().map(|(index, list)| textlist(&work.prompts[index], list));
+    answers.extend(late);
+    end?;
     bar.finish_and_clear();
     if n_cut > 0 {
         let capacity = context.capacity();
         session.log.warn(format!("context full at {capacity} positions for {n_cut} records"));
     }
     Ok(())
+}
+
+fn textlist(prompt: &Prompt, sequences: Vec<Generated>) -> TextList {
+    let output = sequences.into_iter().map(|one| one.text).collect();
+    TextList { input: prompt.text.clone(), output }
 }
 
 fn place(path: &Path, index: usize) -> String {

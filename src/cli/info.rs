@@ -4,10 +4,12 @@ use super::args::{Common, HELP, model_path};
 use super::failure::Failure;
 use super::machine::Machine;
 use super::terminal::{human_bytes, human_count, print_line};
+use super::train_memory::{TrainMemory, TrainMemoryArgs};
 use crate::error::Result;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::Config;
 use crate::model::text::text_parts;
+use crate::model::tune_plan::WeightBytes;
 use clap::Args;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -25,6 +27,9 @@ pub struct InfoArgs {
     /// Processor, instruction sets, caches, memory
     #[arg(long)]
     pub machine: bool,
+    /// Memory to train.
+    #[command(flatten)]
+    pub train: TrainMemoryArgs,
     /// Common flags.
     #[command(flatten)]
     pub common: Common,
@@ -38,10 +43,17 @@ pub fn run(args: &InfoArgs) -> Result<(), Failure> {
     let machine = Machine::detect()?;
     let summary = match &args.model {
         None if args.machine => None,
-        model => Some(summarize(model_path(model.as_deref())?)?),
+        model => Some(summarize(model_path(model.as_deref()))?),
+    };
+    let train = match &summary {
+        Some(summary) => Some(TrainMemory::new(&summary.config, &summary.weights, &args.train)?),
+        None => None,
     };
     if args.common.json {
         let mut value = summary.as_ref().map_or_else(|| json!({}), ModelSummary::json);
+        if let Some(train) = &train {
+            value["train_memory"] = train.json();
+        }
         if args.machine {
             value["machine"] = machine.json();
         } else {
@@ -53,6 +65,9 @@ pub fn run(args: &InfoArgs) -> Result<(), Failure> {
     let mut lines = vec![];
     if let Some(summary) = &summary {
         lines.extend(summary.lines(machine.ram_bytes));
+    }
+    if let Some(train) = &train {
+        lines.extend(train.lines(machine.ram_bytes));
     }
     if args.machine {
         lines.extend(machine_lines(&machine));
@@ -85,6 +100,8 @@ pub struct ModelSummary {
     pub parameters: u64,
     /// Bytes of all tensors.
     pub weight_bytes: u64,
+    /// The same by how a frozen base holds them.
+    pub weights: WeightBytes,
     /// By element type, the one with most bytes first.
     pub types: Vec<TypeCount>,
     /// Sizes and settings.
@@ -123,6 +140,7 @@ pub fn summarize(path: &Path) -> Result<ModelSummary> {
         format: if checkpoint.gguf.is_some() { "gguf" } else { "huggingface" },
         parameters,
         weight_bytes,
+        weights: WeightBytes::of(&checkpoint)?,
         types,
         tokenizer: text.as_ref().map(|parts| parts.tokenizer.describe()),
         template: text.as_ref().is_some_and(|parts| parts.template.is_some()),

@@ -17,14 +17,17 @@ pub mod interrupt;
 pub mod lines;
 pub mod machine;
 pub mod output;
+pub mod quickstart;
 pub mod session;
 pub mod terminal;
 pub mod train;
 pub mod train_args;
+mod train_memory;
 mod train_plan;
 mod train_setup;
 mod train_watch;
 pub mod verify;
+pub mod vocab;
 
 use args::{Cli, Command};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -38,7 +41,11 @@ use std::process::ExitCode;
 const WELCOME: &str = "\
 Puna: a LLaMA engine for CPUs.
 
-Begin with a model, a Hugging Face directory or a .gguf file:
+Begin with
+
+  puna quickstart                      measures, tunes and measures again, in a minute
+
+or with a model of yours, a Hugging Face directory or a .gguf file:
 
   puna info MODEL                      what it is and the memory it needs
   puna chat MODEL                      talk with it
@@ -84,10 +91,12 @@ pub fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Eval(args) => eval::run(args),
         Command::Train(args) => train::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Quickstart(args) => quickstart::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Convert(args) => convert::run_convert(args),
         Command::Quantize(args) => convert::run_quantize(args),
         Command::Merge(args) => convert::run_merge(args),
+        Command::Vocab(args) => vocab::run(args),
     }
 }
 

@@ -28,7 +28,7 @@ use std::path::Path;
 /// checkpoint is saved.
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let setup = Setup::new(args)?;
-    let path = model_path(args.model.as_deref())?;
+    let path = model_path(args.model.as_deref());
     args.common.device.check()?;
     let log = args.common.log();
     if let Some(output) = &setup.output {
@@ -56,6 +56,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     if args.steps.dry_run {
         let machine = Machine::detect()?;
         let plan = train_plan::plan(&setup, &mut model, &rows, eval.as_ref(), &machine)?;
+        train_plan::items(&plan).iter().for_each(|line| log.detail(line));
         return Ok(train_plan::print(&plan, args.common.json)?);
     }
     let Some(output) = &setup.output else {

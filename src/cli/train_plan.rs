@@ -2,6 +2,7 @@
 
 use super::machine::Machine;
 use super::terminal::{human_bytes, human_count, print_line};
+use super::train_memory::{self, slice_size, state_bytes};
 use super::train_setup::Setup;
 use crate::error::Result;
 use crate::model::tune::TuneModel;
@@ -25,6 +26,10 @@ pub fn plan(
     let plan = setup.settings.plan(rows.n_rows())?;
     let epochs = plan.epochs_after(plan.total_steps);
     let n_tokens = rows.n_tokens() as f64 * epochs;
+    let settings = &setup.settings;
+    let even = rows.n_tokens() == (rows.n_rows() * rows.longest()) as u64;
+    let slice = slice_size(settings.batch_size, rows.longest(), settings.slice_tokens, even);
+    let memory = model.memory_plan(state_bytes(&settings.optim, &settings.optim_args)?, slice)?;
     let speed = probe::speed(model, rows, &setup.settings, &plan)?;
     Ok(json!({
         "method": setup.method.name(),
@@ -38,12 +43,23 @@ pub fn plan(
         "tokens": n_tokens.round() as u64,
         "scored_tokens": (rows.n_scored() as f64 * epochs).round() as u64,
         "trained_parameters": model.params.n_elements(),
+        "planned_bytes": memory.total(),
+        "planned_items": train_memory::items(&memory),
         "probe_peak_bytes": peak_bytes(),
         "ram_bytes": machine.ram_bytes,
         "ram_available_bytes": machine.ram_available_bytes,
         "tok_per_s": speed.tok_per_s,
         "seconds": speed.seconds(n_tokens, plan.total_steps),
     }))
+}
+
+/// The items of the planned memory, a line each.
+pub fn items(plan: &Value) -> Vec<String> {
+    let items = plan["planned_items"].as_object().into_iter().flatten();
+    let line = |(name, bytes): (&String, &Value)| {
+        format!("memory: {} {name}", human_bytes(bytes.as_u64().unwrap_or(0)))
+    };
+    items.map(line).collect()
 }
 
 /// Prints the plan.
@@ -76,7 +92,8 @@ pub fn print(plan: &Value, json: bool) -> Result<()> {
         (
             "memory",
             format!(
-                "{} when tried; {} of {} free",
+                "{} planned, {} when tried; {} of {} free",
+                bytes("planned_bytes"),
                 bytes("probe_peak_bytes"),
                 bytes("ram_available_bytes"),
                 bytes("ram_bytes")

@@ -19,9 +19,9 @@ const LEARNING_RATE: f64 = 5e-5;
 /// Rate of an adapter: LMFlow's.
 const LORA_LEARNING_RATE: f64 = 1e-4;
 /// LMFlow's adapter.
-const LORA_R: usize = 8;
-const LORA_ALPHA: f64 = 32.0;
-const LORA_DROPOUT: f64 = 0.1;
+pub(super) const LORA_R: usize = 8;
+pub(super) const LORA_ALPHA: f64 = 32.0;
+pub(super) const LORA_DROPOUT: f64 = 0.1;
 
 /// What the flags say.
 pub struct Setup {

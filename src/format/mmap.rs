@@ -26,12 +26,15 @@ pub enum Access {
 enum Data {
     Mapped(memmap2::Mmap),
     Owned(Vec<u8>),
+    /// Part of the program.
+    Static(&'static [u8]),
 }
 
 /// An open file of fixed length.
 pub struct FileBytes {
     path: PathBuf,
-    file: File,
+    /// Where mapped bytes come from; `None` for bytes that are no file's.
+    file: Option<File>,
     data: Data,
 }
 
@@ -70,7 +73,12 @@ impl FileBytes {
                 Data::Owned(bytes)
             }
         };
-        Ok(FileBytes { path: path.to_path_buf(), file, data })
+        Ok(FileBytes { path: path.to_path_buf(), file: Some(file), data })
+    }
+
+    /// Bytes inside the program, under a name for messages.
+    pub fn of_program(name: &str, bytes: &'static [u8]) -> FileBytes {
+        FileBytes { path: name.into(), file: None, data: Data::Static(bytes) }
     }
 
     /// The file's path as it was given.
@@ -83,6 +91,7 @@ impl FileBytes {
         match &self.data {
             Data::Mapped(map) => map,
             Data::Owned(bytes) => bytes,
+            Data::Static(bytes) => bytes,
         }
     }
 
@@ -92,12 +101,9 @@ impl FileBytes {
     /// [`Error::Io`] if the read fails or the file ends before `out` is full.
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         #[cfg(unix)]
-        if matches!(self.data, Data::Mapped(_)) {
+        if let (Data::Mapped(_), Some(file)) = (&self.data, &self.file) {
             use std::os::unix::fs::FileExt;
-            return self
-                .file
-                .read_exact_at(out, offset)
-                .map_err(|source| Error::io(&self.path, source));
+            return file.read_exact_at(out, offset).map_err(|source| Error::io(&self.path, source));
         }
         let start = usize::try_from(offset).ok();
         let range = start.and_then(|start| Some(start..start.checked_add(out.len())?));

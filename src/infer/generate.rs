@@ -47,6 +47,11 @@ impl Context {
         self.cache.capacity()
     }
 
+    /// Bytes that it takes when it is full.
+    pub fn bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
     /// Positions taken.
     pub fn used(&self) -> usize {
         self.ids.len()
@@ -60,11 +65,16 @@ impl Context {
 
     /// Keeps what `prompt` has in common with the context, at most all but its last token (whose
     /// logits are needed); returns the number of positions kept.
-    fn keep_common_prefix(&mut self, prompt: &[u32]) -> usize {
+    pub(super) fn keep_common_prefix(&mut self, prompt: &[u32]) -> usize {
         let kept = common_prefix(&self.ids, prompt).min(self.cache.len());
         self.ids.truncate(kept);
         self.cache.truncate(kept);
         kept
+    }
+
+    /// A copy of the cache that goes on independently.
+    pub(super) fn fork_cache(&self) -> KvCache {
+        self.cache.fork()
     }
 }
 
@@ -168,7 +178,7 @@ pub fn generate(
     Ok(Generation { sequences, n_reused, context_full })
 }
 
-fn check_prompt(prompt: &[u32], vocab_size: usize, capacity: usize) -> Result<()> {
+pub(super) fn check_prompt(prompt: &[u32], vocab_size: usize, capacity: usize) -> Result<()> {
     if prompt.is_empty() {
         return Err(Error::Data {
             place: "prompt".into(),
@@ -189,7 +199,7 @@ fn check_prompt(prompt: &[u32], vocab_size: usize, capacity: usize) -> Result<()
 
 /// Brings what the context lacks of `prompt` through the model, the logits of its last token into
 /// row 0; `false` where it was cancelled before the end.
-fn prefill(
+pub(super) fn prefill(
     model: &Model,
     ws: &mut Workspace,
     context: &mut Context,
@@ -253,7 +263,7 @@ fn decode_step(
 }
 
 /// Times of the steps that all sequences share.
-struct Clock {
+pub(super) struct Clock {
     start: Instant,
     prompt_ms: f64,
     n_prompt: usize,
@@ -264,23 +274,23 @@ struct Clock {
 }
 
 impl Clock {
-    fn start(options: &GenerateOptions) -> Clock {
+    pub(super) fn start(options: &GenerateOptions) -> Clock {
         let start = Instant::now();
         let token_ms = Vec::with_capacity(options.max_new_tokens.min(65_536));
         Clock { start, prompt_ms: 0.0, n_prompt: 0, first_token_ms: 0.0, last: start, token_ms }
     }
 
-    fn prompt_done(&mut self, n_prompt: usize) {
+    pub(super) fn prompt_done(&mut self, n_prompt: usize) {
         self.n_prompt = n_prompt;
         self.prompt_ms = ms_since(self.start);
     }
 
-    fn first_token(&mut self) {
+    pub(super) fn first_token(&mut self) {
         self.first_token_ms = ms_since(self.start);
         self.last = Instant::now();
     }
 
-    fn token(&mut self) {
+    pub(super) fn token(&mut self) {
         self.token_ms.push(ms_since(self.last));
         self.last = Instant::now();
     }
@@ -304,7 +314,7 @@ fn ms_since(instant: Instant) -> f64 {
     instant.elapsed().as_secs_f64() * 1000.0
 }
 
-fn finished(sequence: Sequence<'_>, clock: &Clock) -> Generated {
+pub(super) fn finished(sequence: Sequence<'_>, clock: &Clock) -> Generated {
     Generated {
         timings: clock.timings(sequence.tokens.len()),
         finish_reason: sequence.finish.unwrap_or(FinishReason::Cancelled),

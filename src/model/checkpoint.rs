@@ -10,9 +10,10 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::format::gguf::{self, Metadata, keys};
 use crate::format::hf_config::{HfConfig, HfGenerationConfig};
-use crate::format::mmap::Access;
+use crate::format::mmap::{Access, FileBytes};
 use crate::format::{FileDType, TensorFile, TensorInfo, safetensors};
 
+use super::builtin;
 use super::config::Config;
 pub use super::names::Layout;
 use super::names::{GGUF_ROPE_FREQS, Weight};
@@ -92,7 +93,7 @@ pub struct GgufTokenizer<'a> {
 }
 
 impl Checkpoint {
-    /// Opens a Hugging Face directory or a GGUF file, mapping its weights.
+    /// Opens a Hugging Face directory or a GGUF file, mapping its weights, or the built-in model.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Format`], [`Error::Config`], [`Error::Unsupported`]: a path that is
@@ -106,6 +107,12 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn open_with(path: &Path, access: Access) -> Result<Checkpoint> {
+        if builtin::is_builtin(path) {
+            let bytes = FileBytes::of_program(builtin::NAME, builtin::GGUF);
+            let checkpoint = of_gguf(path, gguf::read(bytes)?)?;
+            checkpoint.check_weights()?;
+            return Ok(checkpoint);
+        }
         let found = std::fs::metadata(path).map_err(|source| Error::io(path, source))?;
         let checkpoint = match found.is_dir() {
             true => open_dir(path, access)?,
@@ -338,7 +345,11 @@ fn open_file(path: &Path, access: Access) -> Result<Checkpoint> {
             ));
         }
     }
-    let gguf::Gguf { metadata, tensors: files, .. } = gguf::open(path, access)?;
+    of_gguf(path, gguf::open(path, access)?)
+}
+
+fn of_gguf(path: &Path, gguf: gguf::Gguf) -> Result<Checkpoint> {
+    let gguf::Gguf { metadata, tensors: files, .. } = gguf;
     let mut config = Config::from_gguf(&metadata, &files)?;
     config.rope.freq_factors = freq_factors(path, &files, config.rope.dim)?;
     check_token_lists(&metadata, config.vocab_size)?;

@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod block;
+pub mod builtin;
 pub mod checkpoint;
 pub mod config;
 pub mod convert;
@@ -19,5 +20,6 @@ pub mod source;
 pub mod text;
 pub mod tune;
 mod tune_open;
+pub mod tune_plan;
 mod tune_save;
 pub mod weights;

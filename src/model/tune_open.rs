@@ -6,6 +6,7 @@ use crate::format::hf_config::HfConfig;
 use crate::format::peft::{AdapterFile, Target};
 use crate::kernels::{Cpu, Scratch};
 use crate::model::adapter::{init_lora, read_adapter};
+use crate::model::builtin::is_builtin;
 use crate::model::checkpoint::{Checkpoint, GenerationDefaults};
 use crate::model::config::Config;
 use crate::model::names::{BlockWeight, Layout, Weight};
@@ -17,7 +18,6 @@ use crate::ops::{Linear, Lora};
 use crate::rng::Rng;
 use crate::tensor::{Bytes, Matrix, MatrixData, Param, ParamId, Params, Pool, Vector};
 use crate::text::TextParts;
-use half::bf16;
 use puna_cpu::buffer::Buffer;
 use puna_cpu::convert;
 use puna_cpu::matmul::Dense;
@@ -51,10 +51,8 @@ impl TuneModel {
                     Some(dir) => read_adapter(dir, &checkpoint.config)?,
                     None => init_lora(spec, &checkpoint.config, options.seed)?,
                 };
-                let mut weights = Weights::load(&cpu, &checkpoint)?;
-                if matches!(options.precision, Precision::Bf16) {
-                    narrow(&cpu, &mut weights, checkpoint.config.tie_embeddings);
-                }
+                let narrow = matches!(options.precision, Precision::Bf16);
+                let mut weights = Weights::load_as(&cpu, &checkpoint, narrow)?;
                 attach(&mut weights, &mut params, &file);
                 trained = Some(file);
                 weights
@@ -82,7 +80,8 @@ impl TuneModel {
             true => Some(TextParts::from_hf_dir(dir)?),
             false => None,
         };
-        let random = Random { config: &config, seed: options.seed };
+        let deviation = initializer_range(config_path)?;
+        let random = Random { config: &config, seed: options.seed, deviation };
         let mut params = Params::default();
         let weights = full(&random, &config, &mut params)?;
         let generation = GenerationDefaults {
@@ -123,6 +122,9 @@ impl TuneModel {
 
 /// The configuration of a model without weights.
 fn lone_config(path: &Path) -> Option<std::path::PathBuf> {
+    if is_builtin(path) {
+        return None;
+    }
     if path.is_file() {
         return (path.extension()? == "json").then(|| path.to_owned());
     }
@@ -182,6 +184,21 @@ fn full(source: &dyn WeightSource, config: &Config, params: &mut Params) -> Resu
 struct Random<'a> {
     config: &'a Config,
     seed: u64,
+    deviation: f64,
+}
+
+/// Standard deviation of random weights, as transformers names it.
+fn initializer_range(config_path: &Path) -> Result<f64> {
+    let bytes = std::fs::read(config_path).map_err(|source| Error::io(config_path, source))?;
+    let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let Some(found) = value.get("initializer_range") else { return Ok(INIT_DEVIATION) };
+    match found.as_f64().filter(|x| (0.0..=10.0).contains(x)) {
+        Some(deviation) => Ok(deviation),
+        None => {
+            let field = format!("{}: initializer_range", config_path.display());
+            Err(Error::config(field, found, "wanted a number from 0 to 10"))
+        }
+    }
 }
 
 impl WeightSource for Random<'_> {
@@ -214,7 +231,7 @@ impl WeightSource for Random<'_> {
         for _ in 0..rows.start * shape[1] {
             rng.normal();
         }
-        out.fill_with(|| (rng.normal() * INIT_DEVIATION) as f32);
+        out.fill_with(|| (rng.normal() * self.deviation) as f32);
         Ok(())
     }
 
@@ -272,41 +289,5 @@ pub(super) fn attach_fixed(weights: &mut Weights, file: &AdapterFile) {
         let (n, k) = (linear.w.n, linear.w.k);
         let (a, b) = (dense(r, k, &pair.a), dense(n, r, &pair.b));
         linear.loras.push(Lora { a, b, scale: file.spec.scale(), dropout: 0.0, key: 0 });
-    }
-}
-
-/// bf16 numbers as the bytes of a weight.
-struct Low(Buffer<bf16>);
-
-impl AsRef<[u8]> for Low {
-    fn as_ref(&self) -> &[u8] {
-        convert::bf16_bytes(&self.0)
-    }
-}
-
-/// Frozen f32 weights as bf16: what products in bf16 use, in half the memory.
-fn narrow(cpu: &Cpu, weights: &mut Weights, tied: bool) {
-    let narrow = |w: &mut Matrix| {
-        let MatrixData::Dense(bytes, Dense::F32) = &w.data else { return };
-        let mut low = Buffer::<bf16>::zeroed(w.n * w.k);
-        let rows = bytes.as_slice().chunks_exact(4 * w.k);
-        let mut wide = vec![0.0f32; w.k];
-        for (low, bytes) in low.chunks_exact_mut(w.k).zip(rows) {
-            for (x, &b) in wide.iter_mut().zip(bytes.as_chunks().0) {
-                *x = f32::from_le_bytes(b);
-            }
-            convert::f32_to_bf16(cpu.isa, low, &wide);
-        }
-        w.data = MatrixData::Dense(Bytes::new(Low(low)), Dense::BF16);
-    };
-    narrow(&mut weights.tok_emb);
-    match tied {
-        true => weights.lm_head.w = weights.tok_emb.clone(),
-        false => narrow(&mut weights.lm_head.w),
-    }
-    for block in &mut weights.blocks {
-        for target in Target::ALL {
-            narrow(&mut linear_of(block, target).w);
-        }
     }
 }

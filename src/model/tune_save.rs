@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::format::FileDType;
 use crate::format::peft::{AdapterFile, LoraPair};
 use crate::model::adapter::write_adapter;
+use crate::model::builtin::is_builtin;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::Config;
 use crate::model::export::{Extras, TextSource, WriteOptions, write_hf_files};
@@ -29,7 +30,8 @@ impl TuneModel {
             Precision::F32 => FileDType::F32,
             Precision::Bf16 => FileDType::BF16,
         };
-        let checkpoint = match self.base.extension().is_some_and(|e| e == "gguf") {
+        let is_gguf = is_builtin(&self.base) || self.base.extension().is_some_and(|e| e == "gguf");
+        let checkpoint = match is_gguf {
             true => Some(Checkpoint::open(&self.base)?),
             false => None,
         };

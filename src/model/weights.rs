@@ -1,5 +1,6 @@
 //! Weights of a checkpoint, ready for the kernels: quantised matrices are read in pieces and
-//! rearranged by all threads, dense ones stay in the mapped file, vectors become f32.
+//! rearranged by all threads, dense ones stay in the mapped file (or are read and rounded to
+//! bf16), vectors become f32.
 
 use crate::error::{Error, Result};
 use crate::format::{FileDType, TensorFile, TensorInfo};
@@ -7,7 +8,8 @@ use crate::kernels::Cpu;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::names::{BlockWeight, Weight};
 use crate::ops::Linear;
-use crate::tensor::{Bytes, Matrix, MatrixData, Vector};
+use crate::tensor::{Buffer, Bytes, Matrix, MatrixData, Vector};
+use half::bf16;
 use puna_cpu::convert;
 use puna_cpu::matmul::Dense;
 use puna_cpu::qmatmul::{PackedMatrix, ROWS, pack_panels};
@@ -64,9 +66,20 @@ impl AsRef<[u8]> for Mapped {
     }
 }
 
+/// bf16 numbers as the bytes of a weight.
+struct Low(Buffer<bf16>);
+
+impl AsRef<[u8]> for Low {
+    fn as_ref(&self) -> &[u8] {
+        convert::bf16_bytes(&self.0)
+    }
+}
+
 struct Loader<'a> {
     cpu: &'a Cpu,
     checkpoint: &'a Checkpoint,
+    /// Whether F32 matrices become bf16.
+    narrow: bool,
 }
 
 impl Weights {
@@ -75,7 +88,16 @@ impl Weights {
     /// # Errors
     /// When a tensor is missing, has another shape or type, or cannot be read.
     pub fn load(cpu: &Cpu, checkpoint: &Checkpoint) -> Result<Weights> {
-        let loader = Loader { cpu, checkpoint };
+        Weights::load_as(cpu, checkpoint, false)
+    }
+
+    /// Likewise; with `narrow`, F32 matrices are read in pieces and rounded to bf16: what products
+    /// in bf16 use, in half the memory.
+    ///
+    /// # Errors
+    /// As [`Weights::load`].
+    pub fn load_as(cpu: &Cpu, checkpoint: &Checkpoint, narrow: bool) -> Result<Weights> {
+        let loader = Loader { cpu, checkpoint, narrow };
         let tied = checkpoint.config.tie_embeddings;
         let tok_emb = loader.matrix(Weight::TokEmb, tied)?;
         let lm_head = if tied { tok_emb.clone() } else { loader.matrix(Weight::LmHead, true)? };
@@ -115,6 +137,24 @@ impl Weights {
     }
 }
 
+/// What went wrong in a thread of the team.
+#[derive(Default)]
+struct Failure(Mutex<Option<Error>>);
+
+impl Failure {
+    fn set(&self, error: Error) {
+        *self.0.lock().unwrap_or_else(|poison| poison.into_inner()) = Some(error);
+    }
+
+    /// `value`, if nothing went wrong.
+    fn or<T>(self, value: T) -> Result<T> {
+        match self.0.into_inner().unwrap_or_else(|poison| poison.into_inner()) {
+            Some(error) => Err(error),
+            None => Ok(value),
+        }
+    }
+}
+
 impl Loader<'_> {
     /// A matrix; `multiplied` says whether products are computed with it.
     fn matrix(&self, weight: Weight, multiplied: bool) -> Result<Matrix> {
@@ -129,6 +169,10 @@ impl Loader<'_> {
         let dense =
             |dtype| -> Result<MatrixData> { Ok(MatrixData::Dense(self.mapped(tensor)?, dtype)) };
         let data = match tensor.dtype {
+            FileDType::F32 if self.narrow => {
+                let low = Low(self.narrowed(tensor, n, k)?);
+                MatrixData::Dense(Bytes::new(low), Dense::BF16)
+            }
             FileDType::F32 => dense(Dense::F32)?,
             FileDType::F16 => dense(Dense::F16)?,
             FileDType::BF16 => dense(Dense::BF16)?,
@@ -162,7 +206,7 @@ impl Loader<'_> {
         let row_bytes = block.row_bytes(k);
         let panel_bytes = matrix.panel_bytes();
         let panels_at_once = (PIECE_BYTES / (ROWS * row_bytes)).max(1);
-        let failure = Mutex::new(None);
+        let failure = Failure::default();
         let files = &self.checkpoint.files;
         self.cpu.team.split_rows(matrix.panels_mut(), panel_bytes, 2, &|panels, bytes| {
             let mut piece = vec![0u8; panels_at_once * ROWS * row_bytes];
@@ -171,16 +215,37 @@ impl Loader<'_> {
                 let rows = (out.len() / panel_bytes * ROWS).min(n - first);
                 let piece = &mut piece[..rows * row_bytes];
                 if let Err(error) = files.read_at(tensor, first * row_bytes, piece) {
-                    *failure.lock().unwrap_or_else(|poison| poison.into_inner()) = Some(error);
-                    return;
+                    return failure.set(error);
                 }
                 pack_panels(block, out, piece, k);
             }
         });
-        match failure.into_inner().unwrap_or_else(|poison| poison.into_inner()) {
-            Some(error) => Err(error),
-            None => Ok(matrix),
-        }
+        failure.or(matrix)
+    }
+
+    /// Reads an F32 matrix piece by piece and rounds it, each thread its own rows: the file's pages
+    /// are not touched, so they take no memory of this process.
+    fn narrowed(&self, tensor: &TensorInfo, n: usize, k: usize) -> Result<Buffer<bf16>> {
+        let mut low = Buffer::<bf16>::zeroed(n * k);
+        let rows_at_once = (PIECE_BYTES / (4 * k.max(1))).max(1);
+        let failure = Failure::default();
+        let files = &self.checkpoint.files;
+        self.cpu.team.split_rows(&mut low, k, 2, &|rows, out| {
+            let mut bytes = vec![0u8; rows_at_once * 4 * k];
+            let mut wide = vec![0.0f32; rows_at_once * k];
+            for (i, out) in out.chunks_mut(rows_at_once * k).enumerate() {
+                let first = rows.start + i * rows_at_once;
+                let bytes = &mut bytes[..4 * out.len()];
+                if let Err(error) = files.read_at(tensor, first * 4 * k, bytes) {
+                    return failure.set(error);
+                }
+                for (x, &b) in wide.iter_mut().zip(bytes.as_chunks().0) {
+                    *x = f32::from_le_bytes(b);
+                }
+                convert::f32_to_bf16(self.cpu.isa, out, &wide[..out.len()]);
+            }
+        });
+        failure.or(low)
     }
 
     fn vector(&self, weight: Weight) -> Result<Vec<f32>> {

@@ -8,4 +8,4 @@ mod rows;
 pub use matrix::{Bytes, Matrix, MatrixData, Vector};
 pub use params::{Grads, Param, ParamId, Params};
 pub use puna_cpu::buffer::Buffer;
-pub use rows::{DType, Pool, Rows};
+pub use rows::{DType, Pool, Rows, size_class};

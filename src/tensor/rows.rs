@@ -59,7 +59,7 @@ pub struct Pool(Arc<Mutex<Free>>);
 
 /// Elements to reserve for `len`: eight sizes a power of two, so that batches of similar length
 /// share buffers. What is not touched takes no memory.
-fn class_of(len: usize) -> usize {
+pub fn size_class(len: usize) -> usize {
     let len = len.max(64);
     let step = 1usize << (usize::BITS - 1 - len.leading_zeros()).saturating_sub(3);
     len.div_ceil(step) * step
@@ -68,7 +68,7 @@ fn class_of(len: usize) -> usize {
 impl Pool {
     /// A block of `rows` rows of `width` elements with arbitrary contents, to be overwritten.
     pub fn take(&self, dtype: DType, rows: usize, width: usize) -> Rows {
-        let class = class_of(rows * width);
+        let class = size_class(rows * width);
         let mut free = self.0.lock().unwrap_or_else(|poison| poison.into_inner());
         let fits = |slot: &Arc<Slot>| slot.class == class && slot.dtype() == dtype;
         // The last one given back is the likeliest to lie in the caches.
@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn classes_waste_an_eighth_at_most() {
         for len in [1, 63, 64, 65, 100, 1000, 4097, 294_912, 1 << 20] {
-            let class = class_of(len);
+            let class = size_class(len);
             assert!(class >= len && (len < 64 || class <= len + len / 8 + 1), "{len} -> {class}");
         }
     }

@@ -18,6 +18,7 @@ mod template;
 mod to_gguf;
 mod to_hf;
 mod tokenizer;
+mod train_vocab;
 
 pub use gguf::GgufVocab;
 pub use stream::StreamDecoder;
@@ -25,6 +26,7 @@ pub use template::{ChatTemplate, Message, Piece};
 pub use to_gguf::GgufVocabBuf;
 pub use to_hf::HfTokenizer;
 pub use tokenizer::Tokenizer;
+pub use train_vocab::{MIN_VOCAB_SIZE, VocabFiles, train_vocab};
 
 use crate::error::Result;
 

@@ -28,6 +28,7 @@ pub mod trainee;
 pub mod trainer;
 pub mod watch;
 
+pub use batch::budget;
 pub use job::{End, Job, Outcome, Rows};
 pub use plan::{Length, Plan};
 pub use settings::Settings;

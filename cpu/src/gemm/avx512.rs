@@ -33,9 +33,6 @@ pub unsafe fn tile(pairs: bool, rows: usize, wide: bool, tile: &Tile) {
 /// Asks for the results' lines, which the sums meet at the end.
 #[inline(always)]
 fn fetch(tile: &Tile, rows: usize, width: usize) {
-    if !tile.add {
-        return;
-    }
     for row in 0..rows {
         let c = tile.c.wrapping_add(row * tile.c_row);
         for at in (0..width).step_by(16) {

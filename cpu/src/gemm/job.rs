@@ -11,6 +11,10 @@ use std::ops::Range;
 
 /// Stripes of columns whose results are completed together.
 const BLOCK_STRIPES: usize = 16;
+/// Tiles that are packed side by side, and inputs of one after which comes the other: whole cache
+/// lines of a row are used up while they are near.
+const GROUP: usize = 4;
+const RUN: usize = 64;
 /// Below so many products of numbers waking the team costs more than it saves.
 const ALONE: usize = 1 << 16;
 /// Tiles from which on what the next stripe needs is asked for during this one's.
@@ -87,17 +91,34 @@ impl Job<'_> {
         let packed = grow(&mut scratch.a, len);
         let alone = team.len() == 1 || rows.len() * self.b.lanes * self.k < ALONE;
         let shared = SharedMut::new(packed);
+        let groups = n_packed.div_ceil(GROUP);
         let fill = |items: Range<usize>| {
             for item in items {
-                let (c, i) = (item / n_packed, item % n_packed);
-                // SAFETY: each item is one member's, and items lie apart.
-                let to = unsafe { shared.slice(self.packed_at(c, i, n_packed)) };
-                let lanes = self.tile_rows(&rows, first_packed + i);
-                pack(self.isa, self.unit, to, tile_rows, &self.a, lanes, self.inputs(c));
+                let (c, group) = (item / groups, item % groups);
+                let group = group * GROUP..((group + 1) * GROUP).min(n_packed);
+                let inputs = self.inputs(c);
+                for from in inputs.clone().step_by(RUN) {
+                    let run = from..(from + RUN).min(inputs.end);
+                    let before = (from - inputs.start) / self.unit.inputs() * tile_rows;
+                    let next = run.end..(run.end + RUN).min(inputs.end);
+                    if !next.is_empty() {
+                        let first = self.tile_rows(&rows, first_packed + group.start).start;
+                        let last = self.tile_rows(&rows, first_packed + group.end - 1).end;
+                        self.a.fetch(first..last, next);
+                    }
+                    for i in group.clone() {
+                        let to = self.packed_at(c, i, n_packed);
+                        let end = before + run.len().div_ceil(self.unit.inputs()) * tile_rows;
+                        // SAFETY: each item is one member's, and items lie apart.
+                        let to = unsafe { shared.slice(to.start + before..to.start + end) };
+                        let lanes = self.tile_rows(&rows, first_packed + i);
+                        pack(self.isa, self.unit, to, tile_rows, &self.a, lanes, run.clone());
+                    }
+                }
             }
         };
-        let items = n_packed * self.n_chunks();
-        if alone || n_packed < 4 {
+        let items = groups * self.n_chunks();
+        if alone || items < 2 {
             fill(0..items);
         } else {
             team.split(items, 1, &|_, items| fill(items));
@@ -140,8 +161,7 @@ impl Job<'_> {
         let n = self.b.lanes;
         let b_in_place = self.size.stripes_in_place(self.unit, share.rows.len(), &self.b);
         let b_in_place = self.b.columns_in_place(self.unit).filter(|_| b_in_place);
-        let own = self.tile_rows(&share.rows, share.tiles.start).start
-            ..self.tile_rows(&share.rows, share.tiles.end - 1).end;
+        let own = self.own(share);
         for first in share.stripes.clone().step_by(BLOCK_STRIPES) {
             let block = first..(first + BLOCK_STRIPES).min(share.stripes.end);
             let block_cols = block.start * cols..(block.end * cols).min(n);
@@ -176,7 +196,21 @@ impl Job<'_> {
                         None => Some((0, block.end)),
                     };
                     let next = next.filter(|next| next.1 < share.stripes.end);
-                    let ahead = self.ahead(&mut member.ahead, share.tiles.len(), next, b);
+                    member.ahead.clear();
+                    if share.tiles.len() >= TILES_TO_FETCH {
+                        if let Some((c, stripe)) = next {
+                            let from = stripe * cols;
+                            let lanes = from..(from + cols).min(n);
+                            self.b.lines(lanes, self.inputs(c), &mut member.ahead);
+                        }
+                        let i = stripe - block.start;
+                        let last = block.end == share.stripes.end;
+                        self.rows_ahead(share, c, last, i, block.len(), &mut member.ahead);
+                    }
+                    let ahead = member.ahead.len().div_ceil(share.tiles.len());
+                    // Each tile asks for its part, and then, until its steps are done, for others.
+                    let list = ahead * share.tiles.len() + self.units(0);
+                    member.ahead.resize(list, b as usize);
                     let to = member.c.as_deref_mut().filter(|_| self.staged).map(|stage| {
                         (stage[(stripe - block.start) * cols..].as_mut_ptr(), stage_row)
                     });
@@ -201,27 +235,37 @@ impl Job<'_> {
         }
     }
 
-    /// Lists the lines that stripe `next` of a chunk is packed from, for each of `n_tiles` tiles
-    /// to ask for its part; gives the number of a tile's. The list goes on for a whole tile's
-    /// steps with `any` address.
-    fn ahead(
+    /// Lists the lines of part `i` of `parts` of the rows that come after those of chunk `c`: of
+    /// the next chunk, or of the next slab after the `last` block.
+    fn rows_ahead(
         &self,
+        share: &Share<'_>,
+        c: usize,
+        last: bool,
+        i: usize,
+        parts: usize,
         lines: &mut Vec<usize>,
-        n_tiles: usize,
-        next: Option<(usize, usize)>,
-        any: *const u8,
-    ) -> usize {
-        lines.clear();
-        if let Some((c, stripe)) = next
-            && n_tiles >= TILES_TO_FETCH
-        {
-            let from = stripe * self.size.cols;
-            let to = (from + self.size.cols).min(self.b.lanes);
-            self.b.lines(from..to, self.inputs(c), lines);
+    ) {
+        let one = self.n_chunks() == 1;
+        let (c, shift) = match c + 1 {
+            next if next < self.n_chunks() => (next, 0),
+            _ if !last && one => return,
+            _ if !last => (0, 0),
+            _ => (0, share.rows.len()),
+        };
+        let own = self.own(share);
+        let rows = part(own.len(), 1, i, parts);
+        let (from, to) = (own.start + shift + rows.start, own.start + shift + rows.end);
+        let (from, to) = (from.min(self.a.lanes), to.min(self.a.lanes));
+        if self.a.rows_in_place(self.unit).is_some() {
+            self.a.lines(from..to, self.inputs(c), lines);
         }
-        let each = lines.len().div_ceil(n_tiles);
-        lines.resize(each * n_tiles + self.units(0), any as usize);
-        each
+    }
+
+    /// A share's rows.
+    fn own(&self, share: &Share<'_>) -> Range<usize> {
+        let first = self.tile_rows(&share.rows, share.tiles.start);
+        first.start..self.tile_rows(&share.rows, share.tiles.end - 1).end
     }
 
     /// All tiles of a share with one stripe; `stage` is where its first result goes and the

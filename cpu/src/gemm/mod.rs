@@ -195,7 +195,7 @@ pub fn gemm(
     }
     let unit = Unit::of(isa, precision);
     let (a, b) = (View::of_rows(&a), View::of_columns(&b));
-    let size = Size::of(isa, unit);
+    let size = Size::of(isa);
     let swapped = size.cost(unit, &b, &a) + STAGED_COST * m * n < size.cost(unit, &a, &b);
     let staged = swapped || matches!(out, FloatsMut::Bf16(_));
     let (a, b) = if swapped { (b, a) } else { (a, b) };
@@ -210,8 +210,8 @@ pub fn gemm(
     }
 }
 
-/// Sixteenths of a cycle that an element costs which passes through a transposed block.
-const STAGED_COST: usize = 16;
+/// Sixteenths of a cycle that an element costs which is transposed on its way out.
+const STAGED_COST: usize = 8;
 /// Tiles that a slab has at most: a chunk of them stays in the second-level cache.
 const SLAB_TILES: usize = 48;
 /// Bytes of packed tiles of a slab, at most (but for eight tiles).
@@ -235,7 +235,7 @@ struct Size {
 }
 
 impl Size {
-    fn of(isa: Isa, _unit: Unit) -> Size {
+    fn of(isa: Isa) -> Size {
         match isa.level() {
             Level::Avx512 => Size { rows: 12, grain: 4, cols: 32, narrow: 16, units: 288 },
             Level::Avx2 => Size { rows: 6, grain: 1, cols: 16, narrow: 8, units: 288 },

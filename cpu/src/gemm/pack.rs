@@ -166,10 +166,29 @@ impl View<'_> {
     /// Adds the addresses of the cache lines that `lanes` and `inputs` are packed from; of
     /// quantised weights, about these.
     pub fn lines(&self, lanes: Range<usize>, inputs: Range<usize>, to: &mut Vec<usize>) {
+        self.runs(lanes, inputs, |lines| to.extend(lines.map(|line| line * LINE)));
+    }
+
+    /// Asks for these lines now, where that is of use.
+    pub fn fetch(&self, lanes: Range<usize>, inputs: Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        self.runs(lanes, inputs, |lines| {
+            for line in lines {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                // SAFETY: a hint, never a fault.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>((line * LINE) as *const i8) };
+            }
+        });
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (lanes, inputs);
+    }
+
+    /// The numbers of the cache lines of each run of neighbours.
+    #[inline(always)]
+    fn runs(&self, lanes: Range<usize>, inputs: Range<usize>, mut take: impl FnMut(Range<usize>)) {
         let mut run = |bytes: &[u8]| {
-            let first = bytes.as_ptr() as usize / LINE;
-            let end = (bytes.as_ptr() as usize + bytes.len()).div_ceil(LINE);
-            to.extend((first..end).map(|line| line * LINE));
+            let first = bytes.as_ptr() as usize;
+            take(first / LINE..(first + bytes.len()).div_ceil(LINE));
         };
         match self.data {
             Data::Strided(s) => {
@@ -286,6 +305,24 @@ fn packed_inputs(
             strided(isa, unit, to, width, from, lane.len(), row.len());
         }
     }
+}
+
+/// `to[j, i] = from[i, j]` for `rows` by `cols` of `from`; rows of each are `to_row` and
+/// `from_row` apart.
+pub fn transpose(
+    isa: Isa,
+    to: &mut [f32],
+    to_row: usize,
+    from: &[f32],
+    from_row: usize,
+    rows: usize,
+    cols: usize,
+) {
+    let from =
+        Strided { bytes: bytes_of(from), dtype: Dense::F32, stride: from_row, k_inner: true };
+    // SAFETY: f32 and u32 have one size and alignment, and any bits are a value of both.
+    let to = unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<u32>(), to.len()) };
+    strided(isa, Unit::F32, to, to_row, from, rows, cols);
 }
 
 /// Packs `len` inputs of `lanes` lanes; other lanes of `to` stay.

@@ -130,6 +130,23 @@ unsafe fn load_bits<const T: u8>(mask: __mmask16, p: *const u8) -> __m512i {
     }
 }
 
+/// Stores the first `n` of sixteen units: those of whole tiles without a mask, which is slow.
+#[inline(always)]
+unsafe fn store(to: *mut u32, n: usize, v: __m512i) {
+    // SAFETY: `n` units are the caller's.
+    unsafe {
+        match n {
+            16 => _mm512_storeu_si512(to.cast(), v),
+            12 => {
+                _mm256_storeu_si256(to.cast(), _mm512_castsi512_si256(v));
+                _mm_storeu_si128(to.add(8).cast(), _mm512_extracti32x4_epi32::<2>(v));
+            }
+            8 => _mm256_storeu_si256(to.cast(), _mm512_castsi512_si256(v)),
+            _ => _mm512_mask_storeu_epi32(to.cast(), first(n), v),
+        }
+    }
+}
+
 /// Sixteen units of one lane, whose inputs are neighbours; `n` inputs exist, the rest are 0.
 #[inline(always)]
 unsafe fn units<const T: u8, const U: u8>(p: *const u8, n: usize) -> __m512i {
@@ -142,8 +159,10 @@ unsafe fn units<const T: u8, const U: u8>(p: *const u8, n: usize) -> __m512i {
             }
             (PAIRS, _) => {
                 let low = load::<T>(first(n), p);
-                let p = p.wrapping_add(16 * size_of_type(T));
-                let high = load::<T>(first(n.saturating_sub(16)), p);
+                let mut high = _mm512_setzero_ps();
+                if n > 16 {
+                    high = load::<T>(first(n - 16), p.wrapping_add(16 * size_of_type(T)));
+                }
                 std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
             }
             (ROUNDED, _) => round(load::<T>(first(n), p)),
@@ -171,14 +190,16 @@ unsafe fn copied<const T: u8, const U: u8>(panel: &Panel, from: Strided<'_>) {
                 let v = match U {
                     PAIRS => {
                         let low = load_bits::<T>(mask, p);
-                        let mask = if second { mask } else { 0 };
-                        let high = load_bits::<T>(mask, p.wrapping_add(row));
+                        let mut high = _mm512_setzero_si512();
+                        if second {
+                            high = load_bits::<T>(mask, p.wrapping_add(row));
+                        }
                         _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
                     }
                     ROUNDED => round(load::<T>(mask, p)),
                     _ => _mm512_castps_si512(load::<T>(mask, p)),
                 };
-                _mm512_mask_storeu_epi32(to.wrapping_add(lane).cast(), mask, v);
+                store(to.wrapping_add(lane), (panel.lanes - lane).min(16), v);
                 lane += 16;
             }
             p = p.wrapping_add(per * row);
@@ -206,25 +227,23 @@ unsafe fn transposed<const T: u8, const U: u8>(panel: &Panel, from: Strided<'_>)
                         rows[i] = units::<T, U>(p.wrapping_add(i * row), 16 * per);
                     }
                 } else {
-                    for i in 0..16 {
-                        let n = if i < lanes { n } else { 0 };
+                    // Not masked to nothing: that is slow where no memory is mapped.
+                    for i in 0..lanes {
                         rows[i] = units::<T, U>(p.wrapping_add(i * row), n);
                     }
                 }
                 transpose(&mut rows);
                 let to = panel.to.wrapping_add(unit * panel.width + lane);
-                let mask = first(lanes);
                 let some = (n_units - unit).min(16);
                 if some == 16 {
                     for i in 0..16 {
                         let to = to.wrapping_add(i * panel.width);
-                        _mm512_mask_storeu_epi32(to.cast(), mask, rows[i]);
+                        store(to, lanes, rows[i]);
                     }
                 } else {
-                    for i in 0..16 {
+                    for i in 0..some {
                         let to = to.wrapping_add(i * panel.width);
-                        let mask = if i < some { mask } else { 0 };
-                        _mm512_mask_storeu_epi32(to.cast(), mask, rows[i]);
+                        store(to, lanes, rows[i]);
                     }
                 }
             }

@@ -1,6 +1,7 @@
 //! Where results go: straight into f32, or from a member's block of f32 into bf16 or into the
 //! transpose.
 
+use super::pack::transpose;
 use crate::convert;
 use crate::floats::FloatsMut;
 use crate::isa::Isa;
@@ -8,8 +9,8 @@ use crate::team::SharedMut;
 use half::bf16;
 use std::ops::Range;
 
-/// Rows of a block that are transposed together.
-const RUN: usize = 16;
+/// Rows and columns of a block that are transposed together.
+const RUN: usize = 64;
 
 /// The result of a product, as its tiles see it: rows by columns.
 pub struct Out<'a> {
@@ -67,15 +68,17 @@ impl<'a> Out<'a> {
             }
             return;
         };
-        let mut run = [0.0f32; RUN];
+        let mut run = [0.0f32; RUN * RUN];
         for from in rows.clone().step_by(RUN) {
             let len = RUN.min(rows.end - from);
-            for c in cols.clone() {
-                // SAFETY: this function's contract.
-                unsafe { self.load(isa, &mut run[..len], c * column + from) };
-                for i in 0..len {
-                    stage[(from - rows.start + i) * stage_row + c - cols.start] = run[i];
+            for first in cols.clone().step_by(RUN) {
+                let some = RUN.min(cols.end - first);
+                for (c, run) in (first..first + some).zip(run.chunks_mut(RUN)) {
+                    // SAFETY: this function's contract.
+                    unsafe { self.load(isa, &mut run[..len], c * column + from) };
                 }
+                let at = (from - rows.start) * stage_row + first - cols.start;
+                transpose(isa, &mut stage[at..], stage_row, &run, RUN, some, len);
             }
         }
     }
@@ -100,15 +103,17 @@ impl<'a> Out<'a> {
             }
             return;
         };
-        let mut run = [0.0f32; RUN];
+        let mut run = [0.0f32; RUN * RUN];
         for from in rows.clone().step_by(RUN) {
             let len = RUN.min(rows.end - from);
-            for c in cols.clone() {
-                for i in 0..len {
-                    run[i] = stage[(from - rows.start + i) * stage_row + c - cols.start];
+            for first in cols.clone().step_by(RUN) {
+                let some = RUN.min(cols.end - first);
+                let at = (from - rows.start) * stage_row + first - cols.start;
+                transpose(isa, &mut run, RUN, &stage[at..], stage_row, len, some);
+                for (c, run) in (first..first + some).zip(run.chunks(RUN)) {
+                    // SAFETY: this function's contract.
+                    unsafe { self.store(isa, c * column + from, &run[..len]) };
                 }
-                // SAFETY: this function's contract.
-                unsafe { self.store(isa, c * column + from, &run[..len]) };
             }
         }
     }

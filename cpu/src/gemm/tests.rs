@@ -211,6 +211,28 @@ fn every_level_size_and_orientation_equals_the_plain_sum_of_products() {
 }
 
 #[test]
+fn several_slabs_blocks_and_chunks() {
+    let (x, y) = (Kind::F32, Kind::Bf16);
+    for isa in Isa::available() {
+        for threads in [1, 3] {
+            let team = Team::new(threads).unwrap();
+            let mut scratch = Scratch::default();
+            for precision in [Precision::F32, Precision::Bf16] {
+                let alpha = 0.5;
+                for case in [
+                    Case { m: 602, n: 1090, k: 40, a: (x, true), b: (y, false), alpha },
+                    Case { m: 45, n: 1090, k: 700, a: (y, false), b: (x, true), alpha },
+                    // Computed as its transpose.
+                    Case { m: 1090, n: 8, k: 700, a: (x, true), b: (x, false), alpha },
+                ] {
+                    check(isa, &team, &mut scratch, precision, &case, 3);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn every_pair_of_sources_in_every_orientation() {
     let team = Team::new(1).unwrap();
     for isa in Isa::available() {

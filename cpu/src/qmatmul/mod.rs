@@ -47,8 +47,13 @@ impl PackedMatrix {
             "inputs {k} must be a multiple of {}",
             block.block_len()
         );
-        let bytes = Layout::of(block).panel_bytes(k / BLOCK) * n.div_ceil(ROWS);
+        let bytes = Self::bytes_of(block, n, k);
         PackedMatrix { block, n, k, panels: Buffer::zeroed(bytes) }
+    }
+
+    /// Bytes of the panels of such a matrix.
+    pub fn bytes_of(block: BlockType, n: usize, k: usize) -> usize {
+        Layout::of(block).panel_bytes(k / BLOCK) * n.div_ceil(ROWS)
     }
 
     /// The matrix with these GGUF blocks, row after row.

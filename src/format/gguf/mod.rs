@@ -19,7 +19,7 @@ use std::sync::Arc;
 use super::mmap::FileBytes;
 use crate::error::{Error, Result};
 
-pub use read::{Gguf, open};
+pub use read::{Gguf, open, read};
 pub use write::{GgufWriter, MetaValue, TensorWriter};
 
 /// Alignment of the data where `general.alignment` is absent, in bytes.

@@ -45,7 +45,16 @@ pub struct Gguf {
 /// # Errors
 /// [`Error::Io`], or [`Error::Format`] with the byte offset for whatever the format forbids.
 pub fn open(path: &Path, access: Access) -> Result<Gguf> {
-    let file = Arc::new(FileBytes::open(path, access)?);
+    read(FileBytes::open(path, access)?)
+}
+
+/// Reads GGUF bytes of version 2 or 3.
+///
+/// # Errors
+/// [`Error::Format`] with the byte offset for whatever the format forbids.
+pub fn read(file: FileBytes) -> Result<Gguf> {
+    let file = Arc::new(file);
+    let path = file.path();
     let mut cursor = Cursor { path, bytes: file.bytes(), at: 0 };
 
     let magic = cursor.take(4, "magic")?;

@@ -136,8 +136,8 @@ fn a_run_goes_on_from_saved_state_with_the_same_bits() {
         let mut parts = params(false);
         let cpu = Cpu::new(1).expect("a team");
         let mut before = make(name, &args, &parts).expect("an optimizer");
-        for step in 0..2 {
-            before.step(&cpu, &mut parts, &grads(step), RATES[step], CLIP);
+        for (step, lr) in RATES.into_iter().enumerate().take(2) {
+            before.step(&cpu, &mut parts, &grads(step), lr, CLIP);
         }
         let saved = before.state();
         let numbers: usize = saved.iter().filter(|e| e.0 != "step").map(|e| e.2.len()).sum();
@@ -152,6 +152,8 @@ fn a_run_goes_on_from_saved_state_with_the_same_bits() {
     }
 }
 
+type Entry = StateEntry<Vec<f32>>;
+
 #[test]
 fn state_that_does_not_fit_is_refused_and_changes_nothing() {
     let params = params(false);
@@ -163,17 +165,17 @@ fn state_that_does_not_fit_is_refused_and_changes_nothing() {
         .collect();
     let step = good.len() - 1;
     let mut cases = vec![("missing", good[1..].to_vec()), ("missing", good[..step].to_vec())];
-    let mut case = |word, f: &dyn Fn(&mut Vec<StateEntry<Vec<f32>>>)| {
+    let mut case = |word, f: fn(&mut [Entry])| {
         let mut bad = good.clone();
         bad[step].2 = vec![3.0];
         f(&mut bad);
         cases.push((word, bad));
     };
-    case("wanted 200003", &|bad| bad[1].2.truncate(7));
-    case("no such entry", &|bad| bad[0].0 = "momentum_buffer".into());
-    case("no such entry", &|bad| bad[0].1 = 4);
-    case("found twice", &|bad| bad[0] = (bad[4].0.clone(), bad[4].1, vec![0.0; 5]));
-    case("no number of steps", &|bad| bad[8].2 = vec![1.5]);
+    case("wanted 200003", |bad| bad[1].2.truncate(7));
+    case("no such entry", |bad| bad[0].0 = "momentum_buffer".into());
+    case("no such entry", |bad| bad[0].1 = 4);
+    case("found twice", |bad| bad[0] = (bad[4].0.clone(), bad[4].1, vec![0.0; 5]));
+    case("no number of steps", |bad| bad[8].2 = vec![1.5]);
     for (word, bad) in cases {
         let error = optimizer.load_state(bad).expect_err(word).to_string();
         assert!(error.contains(word), "{word}: {error}");

@@ -1,0 +1,221 @@
+//! Memory that a training run takes, planned from the shapes: the most that the process holds at
+//! any time of a step, item by item.
+//!
+//! ```text
+//! weights      trained: f32; frozen: as the file's pages, packed panels, or rounded to bf16
+//! adapter      f32
+//! gradients    f32, one for each trained number
+//! optimiser    its state, f32
+//! activations  what the pool holds after a pass: the pass is walked through in sizes
+//! kernels      packed tiles, shares of sums
+//! program      code, threads, tokenizer
+//! ```
+//!
+//! Loading takes less than the first step: files are read in pieces into what stays.
+
+mod ledger;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use crate::error::Result;
+use crate::format::FileDType;
+use crate::model::checkpoint::Checkpoint;
+use crate::model::config::Config;
+use crate::model::names::Weight;
+use crate::model::tune::{Precision, TuneMethod, TuneModel, TuneOptions};
+use crate::ops::chunk_rows;
+use crate::tensor::DType;
+use puna_cpu::qmatmul::PackedMatrix;
+use walk::Walk;
+
+/// What a process holds before it knows a model: code, the allocator, stacks.
+const PROGRAM_BYTES: u64 = 9 << 20;
+/// What a tokenizer takes for each token, reading its file included.
+const TOKEN_BYTES: u64 = 700;
+
+/// Bytes of a checkpoint's weights by how a frozen base holds them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// F32 matrices: pages of the file, or rounded to bf16.
+    pub f32: u64,
+    /// F16 and BF16 matrices: pages of the file.
+    pub half: u64,
+    /// Quantised matrices that are multiplied: rearranged panels.
+    pub packed: u64,
+    /// A quantised table that is only looked up: pages of the file.
+    pub blocks: u64,
+    /// Norms and biases, widened to f32.
+    pub vectors: u64,
+}
+
+impl WeightBytes {
+    /// Those of a checkpoint, from its headers.
+    ///
+    /// # Errors
+    /// A weight that is missing or of a type that cannot be used.
+    pub fn of(checkpoint: &Checkpoint) -> Result<WeightBytes> {
+        let mut bytes = WeightBytes::default();
+        let tied = checkpoint.config.tie_embeddings;
+        for weight in checkpoint.config.weights() {
+            let Some(tensor) = checkpoint.weight_opt(weight)? else { continue };
+            let len = tensor.len as u64;
+            let looked_up = weight == Weight::TokEmb && !tied;
+            match (&tensor.shape[..], tensor.dtype) {
+                (&[_, _], FileDType::F32) => bytes.f32 += len,
+                (&[n, k], FileDType::Block(block)) if !looked_up => {
+                    bytes.packed += PackedMatrix::bytes_of(block, n, k) as u64;
+                }
+                (&[_, _], FileDType::Block(_)) => bytes.blocks += len,
+                (&[_, _], _) => bytes.half += len,
+                _ => bytes.vectors += 4 * tensor.n_elements() as u64,
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// What a frozen base holds.
+    fn frozen(&self, precision: Precision) -> u64 {
+        let dense = match precision {
+            Precision::F32 => self.f32,
+            Precision::Bf16 => self.f32 / 2,
+        };
+        dense + self.half + self.packed + self.blocks + self.vectors
+    }
+}
+
+/// The rows of a step as they decide its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SliceSize {
+    /// Tokens of the largest slice.
+    pub tokens: usize,
+    /// Length of its sequences; the largest slice holds `tokens / longest` of them.
+    pub longest: usize,
+}
+
+/// The memory of a run, item by item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Name and bytes of each item.
+    pub items: Vec<(&'static str, u64)>,
+}
+
+impl MemoryPlan {
+    /// Bytes of all items.
+    pub fn total(&self) -> u64 {
+        self.items.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
+    }
+}
+
+/// Plans the memory of training a model of this configuration with `weights` on slices of this
+/// size, with an optimiser that keeps `state_bytes` bytes for each trained number.
+pub fn memory_plan(
+    config: &Config,
+    weights: &WeightBytes,
+    options: &TuneOptions,
+    state_bytes: usize,
+    slice: SliceSize,
+) -> MemoryPlan {
+    let (base, trained) = match &options.method {
+        TuneMethod::Full => (0, n_parameters(config)),
+        TuneMethod::Lora { spec, .. } => {
+            let pair = |target| {
+                let (n, k) = walk::sizes(config, target);
+                (spec.r as u64).saturating_mul((n + k) as u64)
+            };
+            let block: u64 = spec.targets.iter().map(|&target| pair(target)).sum();
+            (weights.frozen(options.precision), block.saturating_mul(config.n_layers as u64))
+        }
+    };
+    let items = vec![
+        ("frozen weights", base),
+        ("trained weights", trained.saturating_mul(4)),
+        ("gradients", trained.saturating_mul(4)),
+        ("optimiser", trained.saturating_mul(state_bytes as u64)),
+        ("activations", activations(config, options, slice).written() as u64),
+        ("kernels", kernels(config, options, slice)),
+        ("program", PROGRAM_BYTES + TOKEN_BYTES * config.vocab_size as u64),
+    ];
+    MemoryPlan { items: items.into_iter().filter(|(_, bytes)| *bytes > 0).collect() }
+}
+
+fn n_parameters(config: &Config) -> u64 {
+    let numbers = |weight| config.shape(weight).iter().map(|&n| n as u64).product::<u64>();
+    config.weights().map(numbers).sum()
+}
+
+/// What the pool holds after a pass. The last token of a sequence has nothing to predict.
+fn activations(config: &Config, options: &TuneOptions, slice: SliceSize) -> ledger::Ledger {
+    let dtype = match options.precision {
+        Precision::F32 => DType::F32,
+        Precision::Bf16 => DType::Bf16,
+    };
+    let mut walk = Walk::new(config, dtype);
+    walk.checkpointing = options.gradient_checkpointing;
+    match &options.method {
+        TuneMethod::Full => walk.full = true,
+        TuneMethod::Lora { spec, .. } => {
+            walk.lora = Some((spec.r, &spec.targets));
+            walk.dropout = spec.dropout > 0.0;
+        }
+    }
+    let sequences = slice.tokens.div_ceil(slice.longest.max(1));
+    walk.run(slice.tokens, slice.tokens.saturating_sub(sequences).max(1));
+    walk.ledger
+}
+
+/// Rows of a packed tile of a product, tiles that are packed together at most, bytes of them at
+/// most, and bytes of results that a thread holds back.
+const TILE_ROWS: f64 = 12.0;
+const SLAB_TILES: f64 = 48.0;
+const SLAB_BYTES: f64 = 16.0 * 1048576.0;
+const STAGE_BYTES: f64 = SLAB_TILES * TILE_ROWS * 512.0 * 4.0;
+/// Rows of queries and keys of a tile of attention, and parts that a sequence's queries are cut
+/// into.
+const QUERY_ROWS: f64 = 192.0;
+const KEYS: f64 = 64.0;
+const PART: usize = 128;
+const MAX_PARTS: usize = 8;
+
+/// What kernels work in, about: packed tiles of products, tiles and sums of attention.
+fn kernels(config: &Config, options: &TuneOptions, slice: SliceSize) -> u64 {
+    let chunk = chunk_rows(config.vocab_size).min(slice.tokens) as f64;
+    let (t, vocab) = (slice.tokens as f64, config.vocab_size as f64);
+    let packed = |lanes: f64, inputs: f64| {
+        let tile = match options.precision {
+            Precision::F32 => 4.0 * TILE_ROWS * inputs,
+            Precision::Bf16 => 2.0 * TILE_ROWS * inputs,
+        };
+        let most = (SLAB_BYTES / tile).clamp(8.0, SLAB_TILES);
+        (lanes / TILE_ROWS).ceil().min(most) * tile
+    };
+    // f32 rows are read where they lie, but for the gradients' transposed ones; in bf16 the f32
+    // derivatives of logits and of the feed-forward are rounded on the way.
+    let widest = config.hidden_dim.max(config.dim).max(config.n_heads * config.head_dim) as f64;
+    let slab = match options.precision {
+        Precision::F32 => packed(f64::MAX, t),
+        Precision::Bf16 => packed(t, widest).max(packed(chunk, vocab)),
+    };
+    let width = config.head_dim.next_multiple_of(16) as f64;
+    let attention = QUERY_ROWS * (3.0 * width + 2.0 * KEYS) + 4.0 * KEYS * width;
+    let a_thread = STAGE_BYTES + 4.0 * attention;
+    // Part i of p ends where i / p of the causal triangle does: at sqrt(i / p) of the sequence.
+    let parts = slice.longest.div_ceil(PART).clamp(1, MAX_PARTS);
+    let ends: f64 = (1..=parts).map(|i| (i as f64 / parts as f64).sqrt()).sum();
+    let sums = 8.0 * config.n_kv_heads as f64 * width * ends * t;
+    (slab + options.threads as f64 * a_thread + sums) as u64
+}
+
+impl TuneModel {
+    /// Plans the memory of training this model; see [`memory_plan`].
+    ///
+    /// # Errors
+    /// A base that is gone.
+    pub fn memory_plan(&self, state_bytes: usize, slice: SliceSize) -> Result<MemoryPlan> {
+        let weights = match self.options.method {
+            TuneMethod::Full => WeightBytes::default(),
+            TuneMethod::Lora { .. } => WeightBytes::of(&Checkpoint::open(&self.base)?)?,
+        };
+        Ok(memory_plan(&self.config, &weights, &self.options, state_bytes, slice))
+    }
+}

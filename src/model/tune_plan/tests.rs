@@ -1,0 +1,89 @@
+use super::*;
+use crate::format::peft::{LoraSpec, Target};
+use crate::model::tune::{Slice, TuneModel};
+use crate::tensor::Grads;
+use std::path::Path;
+
+fn lora(targets: &[Target], dropout: f32) -> TuneMethod {
+    let spec = LoraSpec { r: 4, alpha: 8.0, dropout, targets: targets.to_vec(), use_rslora: false };
+    TuneMethod::Lora { spec, adapter: None }
+}
+
+/// Sequences of `longest` tokens, of which each scores all but its last.
+fn run(model: &mut TuneModel, n: usize, longest: usize) {
+    let ids: Vec<u32> = (0..n as u32).map(|i| i * 7 % 200 + 3).collect();
+    let label = |i: usize| ((i + 1) % longest != 0 && i + 1 < n).then(|| ids[i + 1]);
+    let labels: Vec<Option<u32>> = (0..n).map(label).collect();
+    let mut spans = vec![longest; n / longest];
+    spans.extend(Some(n % longest).filter(|&rest| rest > 0));
+    let mut grads = Grads::zeros(&model.params);
+    let slice = Slice { ids: &ids, labels: &labels, spans: &spans };
+    model.run(&slice, Some((&mut grads, 1.0)), 1).expect("a pass");
+}
+
+#[test]
+fn the_walk_takes_what_the_pass_takes() {
+    use Target::{W1, W2, Wq, Wv};
+    let methods = [
+        TuneMethod::Full,
+        lora(&[Wq, Wv], 0.0),
+        lora(&[Wq, Wv], 0.1),
+        lora(&Target::ALL, 0.0),
+        lora(&Target::ALL, 0.1),
+        lora(&[W1, W2], 0.1),
+    ];
+    for fixture in ["mini-gqa", "mini-headdim-bias"] {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(fixture);
+        for method in &methods {
+            for precision in [Precision::F32, Precision::Bf16] {
+                for gradient_checkpointing in [false, true] {
+                    let method = method.clone();
+                    let options = TuneOptions {
+                        threads: 1,
+                        precision,
+                        method,
+                        gradient_checkpointing,
+                        seed: 1,
+                    };
+                    let mut model = TuneModel::open(&dir, &options).expect("a fixture");
+                    let slice = SliceSize { tokens: 96, longest: 40 };
+                    run(&mut model, slice.tokens, slice.longest);
+                    let planned = activations(&model.config, &options, slice);
+                    assert_eq!(planned.reserved(), model.pool.bytes(), "{fixture}: {options:?}");
+                    assert!(planned.written() <= planned.reserved());
+                    assert!(planned.written() * 9 >= planned.reserved() * 8 - (1 << 16));
+                    let kernels = kernels(&model.config, &options, slice);
+                    let held = model.scratch.bytes() as u64;
+                    assert!(held < kernels + (1 << 20), "{held} of {kernels}: {options:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn panels_have_the_planned_size() {
+    use puna_cpu::quant::BlockType;
+    for (n, k) in [(16, 256), (30, 512), (576, 1536)] {
+        for block in [BlockType::Q4_0, BlockType::Q4_K, BlockType::Q6_K] {
+            let made = PackedMatrix::zeroed(block, n, k).bytes();
+            assert_eq!(PackedMatrix::bytes_of(block, n, k), made);
+        }
+    }
+}
+
+#[test]
+fn absurd_sizes_do_not_overflow() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mini-gqa");
+    let config = Checkpoint::open(&dir).expect("a fixture").config;
+    let options = TuneOptions {
+        threads: 1,
+        precision: Precision::F32,
+        method: TuneMethod::Full,
+        gradient_checkpointing: false,
+        seed: 1,
+    };
+    let weights = WeightBytes { f32: u64::MAX / 2, ..WeightBytes::default() };
+    let slice = SliceSize { tokens: usize::MAX / 2, longest: usize::MAX / 2 };
+    assert!(memory_plan(&config, &weights, &options, 8, slice).total() > 1 << 60);
+}

@@ -1,0 +1,78 @@
+//! `puna verify` through the binary: equal models pass, unequal ones are told apart and fail a bound.
+
+#[path = "support/fixture.rs"]
+#[allow(dead_code)]
+mod fixture;
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn puna(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_puna")).args(args).output().expect("the binary runs")
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("a path of the checkout")
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).expect("an object on stdout")
+}
+
+const TOKENS: &str = "3,17,42,9,101,55,7,3,88,120,64,31";
+
+#[test]
+fn a_model_equals_itself_and_its_merged_adapter() {
+    let base = fixture::dir("mini-gqa");
+    let adapter = base.join("lora-all-init");
+    let out = puna(&["verify", path(&base), path(&base), "--tokens", TOKENS, "--json"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let found = json(&out);
+    assert_eq!(found["max_difference"], 0.0);
+    assert_eq!((&found["top1_agreement"], &found["positions"]), (&1.0.into(), &12.into()));
+
+    let dir = tempfile::tempdir().unwrap();
+    let merged = dir.path().join("merged");
+    let out = puna(&["merge", path(&base), "--adapter", path(&adapter), path(&merged)]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let out = puna(&[
+        "verify",
+        path(&base),
+        "--adapter",
+        path(&adapter),
+        path(&merged),
+        "--tokens",
+        TOKENS,
+        "--json",
+        "--max-kl",
+        "1e-6",
+        "--min-agreement",
+        "1",
+    ]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let found = json(&out);
+    let relative =
+        found["max_difference"].as_f64().unwrap() / found["largest_logit"].as_f64().unwrap();
+    assert!(relative > 0.0 && relative < 1e-4, "{found}");
+}
+
+#[test]
+fn a_difference_is_shown_and_a_bound_that_it_passes_fails() {
+    let base = fixture::dir("mini-gqa");
+    let adapter = base.join("lora-all-init");
+    let (base, adapter) = (path(&base), path(&adapter));
+    let common = ["verify", base, base, "--adapter-b", adapter, "--tokens", TOKENS];
+    for (flag, bound) in [("--max-difference", "1e-3"), ("--max-kl", "1e-9")] {
+        let out = puna(&[&common[..], &[flag, bound]].concat());
+        assert_eq!(out.status.code(), Some(1), "{flag}");
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert!(text.contains("wanted within"), "{text}");
+        assert!(!out.stdout.is_empty(), "the numbers are printed all the same");
+    }
+    let out = puna(&["verify", base]);
+    assert_eq!(out.status.code(), Some(2));
+    let out = puna(&["verify", base, path(&fixture::dir("mini-mha")), "--tokens", "1,2"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("vocabulary"));
+}
