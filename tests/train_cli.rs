@@ -37,7 +37,7 @@ fn keys(value: &Value) -> Vec<&str> {
 fn the_help_is_narrow_and_shows_an_example() {
     let run = puna(&["train", "--help"]).done();
     let widest = run.stdout.lines().map(|line| line.chars().count()).max();
-    assert!(widest <= Some(100), "{widest:?} columns");
+    assert!(widest <= Some(80), "{widest:?} columns");
     for part in ["Example: puna train", "Data:", "Optimiser:", "Evaluation:", "lora 1e-4"] {
         assert!(run.stdout.contains(part), "{part}: {}", run.stdout);
     }

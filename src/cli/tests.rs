@@ -30,13 +30,14 @@ fn help(path: &[&str]) -> String {
 
 #[test]
 fn every_help_fits_a_screen_and_shows_an_example() {
-    let cases: [(&[&str], usize); 12] = [
+    let cases: [(&[&str], usize); 13] = [
         (&[], 24),
         (&["info"], 32),
         (&["generate"], 40),
         (&["chat"], 32),
         (&["eval"], 24),
         (&["eval", "nll"], 24),
+        (&["train"], 92),
         (&["bench"], 25),
         (&["convert"], 24),
         (&["quantize"], 24),

@@ -2,7 +2,7 @@
 //! TrainingArguments, PEFT's LoraConfig and LMFlow.
 
 use super::args::{Common, Threads, positive};
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 use std::path::PathBuf;
 
 /// Help of the command: its flags stand under headings.
@@ -38,6 +38,15 @@ pub enum DTypeFlag {
     Bf16,
 }
 
+/// Which end of a text is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Side {
+    /// The end.
+    Right,
+    /// The beginning.
+    Left,
+}
+
 /// Flags of `puna train`.
 #[derive(Args, Clone, Debug)]
 #[command(help_template = HELP)]
@@ -46,7 +55,7 @@ pub enum DTypeFlag {
     after_help = "Example: puna train smollm2.gguf --dataset data --output tuned --method lora"
 )]
 pub struct TrainArgs {
-    /// Hugging Face directory, .gguf file, or a lone config.json (random weights)
+    /// Hugging Face directory, .gguf, or a config.json to start at random
     pub model: Option<PathBuf>,
     /// Method.
     #[command(flatten)]
@@ -67,10 +76,10 @@ pub struct TrainArgs {
     #[command(flatten)]
     pub save: SaveFlags,
     /// Threads.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Common")]
     pub threads: Threads,
     /// Common flags.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Common")]
     pub common: Common,
 }
 
@@ -123,12 +132,27 @@ pub struct DataArgs {
     /// Instances joined and cut, as LMFlow groups
     #[arg(long)]
     pub group_texts: bool,
+    /// Documents joined at a time [default: 1000]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub group_texts_batch_size: Option<usize>,
+    /// Drop what they leave over, as LMFlow does
+    #[arg(long)]
+    pub drop_remainder: bool,
+    /// Which end of a long text is lost [default: right]
+    #[arg(long, value_name = "S", hide_possible_values = true)]
+    pub truncation_side: Option<Side>,
+    /// false: rows may be longer than the model's
+    #[arg(long, value_name = "B", action = ArgAction::Set, hide_possible_values = true)]
+    pub truncate_to_model_max_length: Option<bool>,
     /// Score prompts too
     #[arg(long)]
     pub train_on_prompt: bool,
     /// No EOS at the end of texts and answers
     #[arg(long)]
     pub no_eos: bool,
+    /// LMFlow's special tokens: none in text2text
+    #[arg(long)]
+    pub lmflow_compat: bool,
     /// Preset in place of the model's template
     #[arg(long, value_name = "T")]
     pub conversation_template: Option<String>,

@@ -2,8 +2,8 @@
 //! refused before a model is loaded.
 
 use super::failure::Failure;
-use super::train_args::{DTypeFlag, Method, TrainArgs};
-use crate::data::{DataOptions, Holdout, Layout, Rules};
+use super::train_args::{DTypeFlag, Method, Side, TrainArgs};
+use crate::data::{DataOptions, Holdout, Layout, Rules, TruncationSide};
 use crate::error::Error;
 use crate::format::peft::read_spec;
 use crate::model::tune::{LoraSpec, LoraTarget, Precision, TuneMethod, TuneOptions};
@@ -180,12 +180,13 @@ fn settings(args: &TrainArgs, method: Method) -> Result<Settings, Failure> {
 
 fn data_options(args: &TrainArgs, output: Option<&Path>) -> DataOptions {
     let data = &args.data;
+    let defaults = DataOptions::default();
     DataOptions {
         rules: Rules {
             no_eos: data.no_eos,
+            lmflow_compat: data.lmflow_compat,
             train_on_prompt: data.train_on_prompt,
             conversation_template: data.conversation_template.clone(),
-            ..Rules::default()
         },
         layout: match (data.no_packing, data.group_texts) {
             (true, _) => Layout::Blocks,
@@ -193,11 +194,22 @@ fn data_options(args: &TrainArgs, output: Option<&Path>) -> DataOptions {
             _ => Layout::Packed,
         },
         block_size: data.block_size,
+        truncate_to_model_max_length: data
+            .truncate_to_model_max_length
+            .unwrap_or(defaults.truncate_to_model_max_length),
+        truncation_side: match data.truncation_side.unwrap_or(Side::Right) {
+            Side::Right => TruncationSide::Right,
+            Side::Left => TruncationSide::Left,
+        },
+        group_texts_batch_size: data
+            .group_texts_batch_size
+            .unwrap_or(defaults.group_texts_batch_size),
+        drop_remainder: data.drop_remainder,
         skip_bad_instances: data.skip_bad_instances,
         holdout: args.eval.validation_split_percentage.map(Holdout::Percent),
         seed: args.common.seed,
         output_dir: output.map(Path::to_owned),
         overwrite_cache: data.overwrite_cache,
-        ..DataOptions::default()
+        ..defaults
     }
 }
