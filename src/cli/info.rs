@@ -46,7 +46,11 @@ pub fn run(args: &InfoArgs) -> Result<(), Failure> {
         model => Some(summarize(model_path(model.as_deref()))?),
     };
     let train = match &summary {
-        Some(summary) => Some(TrainMemory::new(&summary.config, &summary.weights, &args.train)?),
+        Some(summary) => {
+            let has_tokenizer = summary.tokenizer.is_some();
+            let (config, weights) = (&summary.config, &summary.weights);
+            Some(TrainMemory::new(config, weights, has_tokenizer, &args.train)?)
+        }
         None => None,
     };
     if args.common.json {

@@ -7,7 +7,7 @@ use super::train_setup::{LORA_ALPHA, LORA_DROPOUT, LORA_R, usage};
 use crate::error::Result;
 use crate::model::config::Config;
 use crate::model::tune::{LoraSpec, LoraTarget, Precision, TuneMethod, TuneOptions};
-use crate::model::tune_plan::{MemoryPlan, SliceSize, WeightBytes, memory_plan};
+use crate::model::tune_plan::{MemoryPlan, RunSize, SliceSize, WeightBytes, memory_plan};
 use crate::tensor::Params;
 use crate::train::optimizer::{OptimArgs, make};
 use clap::Args;
@@ -74,6 +74,7 @@ impl TrainMemory {
     pub fn new(
         config: &Config,
         weights: &WeightBytes,
+        has_tokenizer: bool,
         args: &TrainMemoryArgs,
     ) -> Result<TrainMemory, Failure> {
         let targets = match &args.lora_target_modules {
@@ -87,7 +88,9 @@ impl TrainMemory {
         let (batch_size, block_size) =
             (args.batch_size.unwrap_or(1), args.block_size.unwrap_or(512));
         let slice = slice_size(batch_size, block_size, None, true);
-        let state = state_bytes("adamw", &OptimArgs::default())?;
+        let state_bytes = state_bytes("adamw", &OptimArgs::default())?;
+        let n_tokens = if has_tokenizer { config.vocab_size } else { 0 };
+        let run = RunSize { slice, state_bytes, n_tokens };
         let mut plans = vec![];
         for (name, method) in [("full", TuneMethod::Full), ("lora", lora)] {
             for (dtype, precision) in [("f32", Precision::F32), ("bf16", Precision::Bf16)] {
@@ -98,7 +101,7 @@ impl TrainMemory {
                     gradient_checkpointing: args.gradient_checkpointing,
                     seed: 0,
                 };
-                plans.push((name, dtype, memory_plan(config, weights, &options, state, slice)));
+                plans.push((name, dtype, memory_plan(config, weights, &options, &run)));
             }
         }
         let gradient_checkpointing = args.gradient_checkpointing;

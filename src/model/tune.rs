@@ -90,7 +90,7 @@ impl TuneModel {
         &self.cpu
     }
 
-    /// Bytes of memory that activations and kernels have taken so far.
+    /// Bytes of memory that activations and kernels have reserved so far.
     pub fn working_bytes(&self) -> usize {
         self.pool.bytes() + self.scratch.bytes()
     }
@@ -107,6 +107,7 @@ impl TuneModel {
         dropout_key: u64,
     ) -> Result<SliceLoss> {
         self.check(slice)?;
+        self.pool.expect_rows(slice.ids.len());
         let scored: Vec<usize> =
             (0..slice.ids.len()).filter(|&i| slice.labels[i].is_some()).collect();
         if scored.is_empty() {

@@ -29,10 +29,10 @@ use crate::tensor::DType;
 use puna_cpu::qmatmul::PackedMatrix;
 use walk::Walk;
 
-/// What a process holds before it knows a model: code, the allocator, stacks.
-const PROGRAM_BYTES: u64 = 9 << 20;
+/// What a process holds besides all that depends on the model: code, the allocator, stacks.
+const PROGRAM_BYTES: u64 = 8 << 20;
 /// What a tokenizer takes for each token, reading its file included.
-const TOKEN_BYTES: u64 = 700;
+const TOKEN_BYTES: u64 = 350;
 
 /// Bytes of a checkpoint's weights by how a frozen base holds them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +84,17 @@ impl WeightBytes {
     }
 }
 
+/// What of a run decides its memory besides the model and how it is tuned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunSize {
+    /// The rows of a step.
+    pub slice: SliceSize,
+    /// Bytes that the optimiser keeps for each trained number.
+    pub state_bytes: usize,
+    /// Tokens of the tokenizer; 0 without one.
+    pub n_tokens: usize,
+}
+
 /// The rows of a step as they decide its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SliceSize {
@@ -107,15 +118,14 @@ impl MemoryPlan {
     }
 }
 
-/// Plans the memory of training a model of this configuration with `weights` on slices of this
-/// size, with an optimiser that keeps `state_bytes` bytes for each trained number.
+/// Plans the memory of training a model of this configuration with these weights.
 pub fn memory_plan(
     config: &Config,
     weights: &WeightBytes,
     options: &TuneOptions,
-    state_bytes: usize,
-    slice: SliceSize,
+    run: &RunSize,
 ) -> MemoryPlan {
+    let slice = run.slice;
     let (base, trained) = match &options.method {
         TuneMethod::Full => (0, n_parameters(config)),
         TuneMethod::Lora { spec, .. } => {
@@ -131,10 +141,10 @@ pub fn memory_plan(
         ("frozen weights", base),
         ("trained weights", trained.saturating_mul(4)),
         ("gradients", trained.saturating_mul(4)),
-        ("optimiser", trained.saturating_mul(state_bytes as u64)),
+        ("optimiser", trained.saturating_mul(run.state_bytes as u64)),
         ("activations", activations(config, options, slice).written() as u64),
         ("kernels", kernels(config, options, slice)),
-        ("program", PROGRAM_BYTES + TOKEN_BYTES * config.vocab_size as u64),
+        ("program", PROGRAM_BYTES + TOKEN_BYTES * run.n_tokens as u64),
     ];
     MemoryPlan { items: items.into_iter().filter(|(_, bytes)| *bytes > 0).collect() }
 }
@@ -216,6 +226,8 @@ impl TuneModel {
             TuneMethod::Full => WeightBytes::default(),
             TuneMethod::Lora { .. } => WeightBytes::of(&Checkpoint::open(&self.base)?)?,
         };
-        Ok(memory_plan(&self.config, &weights, &self.options, state_bytes, slice))
+        let n_tokens = if self.text.is_some() { self.config.vocab_size } else { 0 };
+        let run = RunSize { slice, state_bytes, n_tokens };
+        Ok(memory_plan(&self.config, &weights, &self.options, &run))
     }
 }

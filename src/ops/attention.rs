@@ -50,7 +50,8 @@ pub fn attention<'w>(
 ) -> Var<'w> {
     let [t, width] = q.rows.dims2();
     let mut out = cx.take(t, width);
-    let mut lse = cx.take_f32(heads.n_heads, t);
+    // [n_heads, t]; taken with t rows, like all blocks whose size depends on t.
+    let mut lse = cx.take_f32(t, heads.n_heads);
     let inputs = [&q.rows, &k.rows, &v.rows];
     flash::forward(cx.cpu, cx.scratch, &heads.shape(spans), &mut out, &mut lse, inputs);
     let tracked = [&q, &k, &v].iter().any(|x| x.node.is_some());

@@ -51,6 +51,8 @@ impl Slot {
 struct Free {
     slots: Vec<Arc<Slot>>,
     bytes: usize,
+    /// Rows that new blocks have room for at least.
+    least_rows: usize,
 }
 
 /// Memory for activations. Cloning shares it.
@@ -68,8 +70,8 @@ pub fn size_class(len: usize) -> usize {
 impl Pool {
     /// A block of `rows` rows of `width` elements with arbitrary contents, to be overwritten.
     pub fn take(&self, dtype: DType, rows: usize, width: usize) -> Rows {
-        let class = size_class(rows * width);
         let mut free = self.0.lock().unwrap_or_else(|poison| poison.into_inner());
+        let class = size_class(rows.max(free.least_rows) * width);
         let fits = |slot: &Arc<Slot>| slot.class == class && slot.dtype() == dtype;
         // The last one given back is the likeliest to lie in the caches.
         if let Some(at) = free.slots.iter().rposition(fits) {
@@ -88,7 +90,19 @@ impl Pool {
         Rows(Some(Arc::new(Slot { data, class, rows, width, pool: Arc::downgrade(&self.0) })))
     }
 
-    /// Bytes reserved so far, in use or not.
+    /// Says that passes have up to so many rows: blocks get room for them, so that shorter passes
+    /// use the blocks of the longest instead of adding their own. Room that is not written takes
+    /// no memory. Where there were longer passes, nothing changes; otherwise idle blocks are freed.
+    pub fn expect_rows(&self, rows: usize) {
+        let mut free = self.0.lock().unwrap_or_else(|poison| poison.into_inner());
+        if rows > free.least_rows {
+            free.least_rows = rows;
+            drop(free);
+            self.shrink();
+        }
+    }
+
+    /// Bytes reserved so far, in use or not, written or not.
     pub fn bytes(&self) -> usize {
         self.0.lock().unwrap_or_else(|poison| poison.into_inner()).bytes
     }
@@ -235,6 +249,25 @@ mod tests {
         drop((d, e));
         pool.shrink();
         assert_eq!(pool.bytes(), 0);
+    }
+
+    #[test]
+    fn shorter_passes_use_the_blocks_of_the_longest() {
+        let pool = Pool::default();
+        let pass = |rows: usize| {
+            pool.expect_rows(rows);
+            let blocks = [(rows, 100), (rows - rows / 3, 100), (1, 100), (rows, 7)];
+            let held = blocks.map(|(rows, width)| pool.take(DType::F32, rows, width));
+            assert_eq!(held.map(|rows| rows.dims2()), blocks.map(|(m, width)| [m, width]));
+        };
+        pass(300);
+        let reserved = pool.bytes();
+        for rows in [299, 200, 33, 1] {
+            pass(rows);
+            assert_eq!(pool.bytes(), reserved, "{rows}");
+        }
+        pass(400);
+        assert!(pool.bytes() > reserved && pool.bytes() < 2 * reserved);
     }
 
     #[test]

@@ -22,6 +22,7 @@ struct State {
     free: Vec<Slot>,
     reserved: usize,
     written: usize,
+    least_rows: usize,
 }
 
 /// Counts what a pool would hold.
@@ -46,11 +47,19 @@ impl Drop for Held {
 pub struct Block(Rc<Held>);
 
 impl Ledger {
+    /// Of a pool whose passes have so many rows.
+    pub fn for_rows(rows: usize) -> Ledger {
+        let ledger = Ledger::default();
+        ledger.0.borrow_mut().least_rows = rows;
+        ledger
+    }
+
     /// As the pool's.
     pub fn take(&self, dtype: DType, rows: usize, width: usize) -> Block {
-        let len = rows.saturating_mul(width).min(LONGEST);
-        let class = size_class(len);
         let mut state = self.0.borrow_mut();
+        let len = rows.saturating_mul(width).min(LONGEST);
+        let room = rows.max(state.least_rows).saturating_mul(width).min(LONGEST);
+        let class = size_class(room);
         let found = state.free.iter().rposition(|slot| slot.class == class && slot.dtype == dtype);
         let mut slot = match found {
             Some(at) => state.free.remove(at),

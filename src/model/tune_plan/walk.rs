@@ -92,9 +92,10 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// A pass over `t` tokens, `scored` of them with a label, and its way back.
+    /// A first pass over `t` tokens, `scored` of them with a label, and its way back.
     pub fn run(&mut self, t: usize, scored: usize) {
         let dim = self.config.dim;
+        self.ledger = Ledger::for_rows(t);
         self.tape = Some(vec![]);
         let mut x = self.embedding(t, dim);
         let last = self.config.n_layers.wrapping_sub(1);
@@ -194,7 +195,7 @@ impl<'a> Walk<'a> {
     fn attention(&mut self, [q, k, v]: [Var; 3]) -> Var {
         let [t, width] = q.rows.dims2();
         let out = self.take(t, width);
-        let lse = self.f32(self.config.n_heads, t);
+        let lse = self.f32(t, self.config.n_heads);
         let tracked = [&q, &k, &v].iter().any(|x| x.node.is_some());
         if !tracked || self.tape.is_none() {
             return Var::new(out, None);
