@@ -20,7 +20,7 @@ const CAPACITY: usize = 40;
 fn toy_model() -> Model {
     let dir = tempfile::tempdir().unwrap();
     toy::make(dir.path());
-    Model::load(dir.path(), &LoadOptions { threads: 2, exact: false }).unwrap()
+    Model::load(dir.path(), &LoadOptions { threads: 2, exact: false, adapters: vec![] }).unwrap()
 }
 
 fn prompts(model: &Model) -> Vec<Vec<u32>> {

@@ -1,7 +1,9 @@
 //! The memory that `puna info` plans for training against what runs of the program then take.
 
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/program.rs"]
 mod program;
+#[allow(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/train.rs"]
 mod train;
 

@@ -3,18 +3,20 @@
 //! Bound: a relative norm of 1e-4 for every tensor. Between two of the reference library's own
 //! attention kernels the largest element differs by 3e-6 of a tensor's largest.
 
-#[path = "support/fixture.rs"]
-mod fixture;
-
 use puna::model::tune::{
     LoraSpec, LoraTarget, Precision, Slice, TuneMethod, TuneModel, TuneOptions,
 };
 use puna::tensor::Grads;
 use safetensors::{Dtype, SafeTensors};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const MODELS: [&str; 6] =
     ["mini-dynamic", "mini-gqa", "mini-headdim-bias", "mini-linear", "mini-llama3rope", "mini-mha"];
+
+/// The folder of a reference model.
+fn fixture(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model)
+}
 
 fn options(precision: Precision, method: TuneMethod, checkpointing: bool) -> TuneOptions {
     TuneOptions { threads: 2, precision, method, gradient_checkpointing: checkpointing, seed: 1 }
@@ -99,7 +101,7 @@ fn bits(grads: &Grads) -> Vec<u32> {
 #[test]
 fn loss_and_every_gradient_of_the_reference_models() {
     for name in MODELS {
-        let dir = fixture::dir(name);
+        let dir = fixture(name);
         let bytes = std::fs::read(dir.join("grads.safetensors")).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let batch = Batch::of(&tensors);
@@ -121,7 +123,7 @@ fn loss_and_every_gradient_of_the_reference_models() {
 #[test]
 fn checkpointing_and_the_number_of_threads_change_no_bit() {
     for name in ["mini-gqa", "mini-headdim-bias"] {
-        let dir = fixture::dir(name);
+        let dir = fixture(name);
         let bytes = std::fs::read(dir.join("grads.safetensors")).unwrap();
         let batch = Batch::of(&SafeTensors::deserialize(&bytes).unwrap());
         for precision in [Precision::F32, Precision::Bf16] {
@@ -142,7 +144,7 @@ fn checkpointing_and_the_number_of_threads_change_no_bit() {
 fn bf16_gradients_are_near_those_of_f32() {
     // Eight bits of mantissa in every activation: relative 2^-9 each, adding up over some dozen
     // operations in a row; 5 % of a tensor's norm is about ten times one rounding.
-    let dir = fixture::dir("mini-mha");
+    let dir = fixture("mini-mha");
     let bytes = std::fs::read(dir.join("grads.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let batch = Batch::of(&tensors);
@@ -156,7 +158,7 @@ fn bf16_gradients_are_near_those_of_f32() {
 
 #[test]
 fn packed_sequences_give_the_sum_of_their_own_gradients() {
-    let dir = fixture::dir("mini-gqa");
+    let dir = fixture("mini-gqa");
     let bytes = std::fs::read(dir.join("grads.safetensors")).unwrap();
     let batch = Batch::of(&SafeTensors::deserialize(&bytes).unwrap());
     let spec = LoraSpec {

@@ -1,12 +1,13 @@
 //! `puna verify` through the binary: equal models pass, unequal ones are told apart and fail a bound.
 
-#[path = "support/fixture.rs"]
-#[allow(dead_code)]
-mod fixture;
-
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+
+/// The folder of a reference model.
+fn fixture(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model)
+}
 
 fn puna(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_puna")).args(args).output().expect("the binary runs")
@@ -24,7 +25,7 @@ const TOKENS: &str = "3,17,42,9,101,55,7,3,88,120,64,31";
 
 #[test]
 fn a_model_equals_itself_and_its_merged_adapter() {
-    let base = fixture::dir("mini-gqa");
+    let base = fixture("mini-gqa");
     let adapter = base.join("lora-all-init");
     let out = puna(&["verify", path(&base), path(&base), "--tokens", TOKENS, "--json"]);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
@@ -59,7 +60,7 @@ fn a_model_equals_itself_and_its_merged_adapter() {
 
 #[test]
 fn a_difference_is_shown_and_a_bound_that_it_passes_fails() {
-    let base = fixture::dir("mini-gqa");
+    let base = fixture("mini-gqa");
     let adapter = base.join("lora-all-init");
     let (base, adapter) = (path(&base), path(&adapter));
     let common = ["verify", base, base, "--adapter-b", adapter, "--tokens", TOKENS];
@@ -72,7 +73,7 @@ fn a_difference_is_shown_and_a_bound_that_it_passes_fails() {
     }
     let out = puna(&["verify", base]);
     assert_eq!(out.status.code(), Some(2));
-    let out = puna(&["verify", base, path(&fixture::dir("mini-mha")), "--tokens", "1,2"]);
+    let out = puna(&["verify", base, path(&fixture("mini-mha")), "--tokens", "1,2"]);
     assert_eq!(out.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&out.stderr).contains("vocabulary"));
 }

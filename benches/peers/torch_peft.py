@@ -180,7 +180,7 @@ def ours(case, args, vocabulary):
             "--dtype", case["dtype"], "--threads", str(args.threads),
             "--batch-size", str(case["batch"]), "--max-steps", str(args.steps), "--no-shuffle",
             "--learning-rate", "1e-4", "--lr-scheduler-type", "constant", "--max-grad-norm", "1",
-            "--save-strategy", "no", "--quiet",
+            "--save-steps", "0", "--quiet",
         ]
         if case["method"] != "full":
             command += [

@@ -91,7 +91,7 @@ pub fn run(args: &QuickstartArgs) -> Result<(), Failure> {
     }
     log.remark(format!("   done in {training:.0} s\n"));
 
-    log.remark("3. The same questions again, with the adapter".to_owned());
+    log.remark("3. The same questions again, with the adapter");
     let after = answers(&held_out, Some(&output), threads, log)?;
     log.remark(format!("   {} right\n", share(&held_out, &after)));
 

@@ -32,13 +32,13 @@ fn help(path: &[&str]) -> String {
 fn every_help_fits_a_screen_and_shows_an_example() {
     let cases: [(&[&str], usize); 13] = [
         (&[], 24),
-        (&["info"], 32),
+        (&["info"], 26),
         (&["generate"], 40),
         (&["chat"], 32),
         (&["eval"], 24),
         (&["eval", "nll"], 24),
         (&["train"], 92),
-        (&["bench"], 25),
+        (&["bench"], 26),
         (&["convert"], 24),
         (&["quantize"], 24),
         (&["merge"], 24),

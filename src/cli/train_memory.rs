@@ -26,8 +26,8 @@ pub struct TrainMemoryArgs {
     /// Rank of the adapter [default: 8]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub lora_r: Option<usize>,
-    /// Names, or all-linear [default: q_proj,v_proj]
-    #[arg(long, value_name = "NAMES")]
+    /// Its layers, or all-linear
+    #[arg(long, value_name = "L")]
     pub lora_target_modules: Option<String>,
     /// With gradient checkpointing
     #[arg(long)]

@@ -116,7 +116,8 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
         ))?;
     }
     // Written so that NaN is beyond every bound.
-    let beyond = |value: f64, bound: Option<f64>| bound.is_some_and(|bound| !(value <= bound));
+    let beyond =
+        |value: f64, bound: Option<f64>| bound.is_some_and(|bound| value.is_nan() || value > bound);
     let breach = if beyond(found.max_difference, args.max_difference) {
         Some(("largest difference", found.max_difference, args.max_difference))
     } else if beyond(found.kl, args.max_kl) {

@@ -30,7 +30,7 @@ use puna_cpu::qmatmul::PackedMatrix;
 use walk::Walk;
 
 /// What a process holds besides all that depends on the model: code, the allocator, stacks.
-const PROGRAM_BYTES: u64 = 8 << 20;
+const PROGRAM_BYTES: u64 = 9 << 20;
 /// What a tokenizer takes for each token, reading its file included.
 const TOKEN_BYTES: u64 = 350;
 

@@ -11,8 +11,8 @@ fn lora(targets: &[Target], dropout: f32) -> TuneMethod {
 
 /// Sequences of `longest` tokens, of which each scores all but its last.
 fn run(model: &mut TuneModel, n: usize, longest: usize) {
-    let ids: Vec<u32> = (0..n as u32).map(|i| i * 7 % 200 + 3).collect();
-    let label = |i: usize| ((i + 1) % longest != 0 && i + 1 < n).then(|| ids[i + 1]);
+    let ids: Vec<u32> = (0..n as u32).map(|i| i * 7 % 100 + 3).collect();
+    let label = |i: usize| (!(i + 1).is_multiple_of(longest) && i + 1 < n).then(|| ids[i + 1]);
     let labels: Vec<Option<u32>> = (0..n).map(label).collect();
     let mut spans = vec![longest; n / longest];
     spans.extend(Some(n % longest).filter(|&rest| rest > 0));
