@@ -96,13 +96,13 @@ pub struct MethodArgs {
     /// Rank of the adapter [default: 8]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub lora_r: Option<usize>,
-    /// Its scale is this over the rank [default: 32]
+    /// Scale times the rank [default: 32]
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = finite)]
     pub lora_alpha: Option<f64>,
-    /// Share of its inputs dropped [default: 0.1]
+    /// Inputs dropped [default: 0.1]
     #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = below_one)]
     pub lora_dropout: Option<f64>,
-    /// Names, or all-linear [default: q_proj,v_proj]
+    /// [default: q_proj,v_proj] or all-linear
     #[arg(long, value_name = "NAMES")]
     pub lora_target_modules: Option<String>,
     /// Scale over the root of the rank instead
@@ -111,7 +111,7 @@ pub struct MethodArgs {
     /// Start from this adapter
     #[arg(long, value_name = "DIR", alias = "lora-model-path")]
     pub adapter: Option<PathBuf>,
-    /// Less memory, a third more work, the same bits
+    /// Less memory, more work, the same bits
     #[arg(long)]
     pub gradient_checkpointing: bool,
 }
@@ -120,52 +120,52 @@ pub struct MethodArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Data")]
 pub struct DataArgs {
-    /// LMFlow's *.json, .jsonl, or tokenised .jsonl
+    /// Data: *.json or *.jsonl
     #[arg(long, value_name = "DIR", alias = "dataset-path")]
     pub dataset: Option<PathBuf>,
-    /// Longest row [default: the model's, to 1024]
+    /// Longest row [default: 1024 or less]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub block_size: Option<usize>,
-    /// One instance a row, cut at the block size
+    /// One instance a row, cut to size
     #[arg(long, conflicts_with = "group_texts")]
     pub no_packing: bool,
-    /// Instances joined and cut, as LMFlow groups
+    /// Join instances and cut, as LMFlow
     #[arg(long)]
     pub group_texts: bool,
-    /// Documents joined at a time [default: 1000]
+    /// Instances joined [default: 1000]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub group_texts_batch_size: Option<usize>,
-    /// Drop what they leave over, as LMFlow does
+    /// Drop what is left of each join
     #[arg(long)]
     pub drop_remainder: bool,
-    /// Which end of a long text is lost [default: right]
+    /// End that is lost [default: right]
     #[arg(long, value_name = "S", hide_possible_values = true)]
     pub truncation_side: Option<Side>,
-    /// false: rows may be longer than the model's
+    /// false: rows beyond the model's length
     #[arg(long, value_name = "B", action = ArgAction::Set, hide_possible_values = true)]
     pub truncate_to_model_max_length: Option<bool>,
     /// Score prompts too
     #[arg(long)]
     pub train_on_prompt: bool,
-    /// No EOS at the end of texts and answers
+    /// No EOS after texts and answers
     #[arg(long)]
     pub no_eos: bool,
-    /// LMFlow's special tokens: none in text2text
+    /// LMFlow's special tokens
     #[arg(long)]
     pub lmflow_compat: bool,
-    /// Preset in place of the model's template
+    /// Preset, not the model's template
     #[arg(long, value_name = "T")]
     pub conversation_template: Option<String>,
-    /// Leave out and count what cannot be trained on
+    /// Leave out what teaches nothing
     #[arg(long)]
     pub skip_bad_instances: bool,
     /// Rows in the order of the data
     #[arg(long)]
     pub no_shuffle: bool,
-    /// Tokenise again even if it was done before
+    /// Tokenise again
     #[arg(long)]
     pub overwrite_cache: bool,
-    /// Print N rows with their mask, and end
+    /// Print N rows with their mask
     #[arg(long, value_name = "N", value_parser = positive)]
     pub show_batch: Option<usize>,
 }
@@ -186,7 +186,7 @@ pub struct StepArgs {
     /// Steps, in place of passes
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = steps)]
     pub max_steps: Option<i64>,
-    /// Check all, print the plan, train nothing
+    /// Check all, print the plan, and end
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -201,7 +201,7 @@ pub struct OptimFlags {
     /// adamw or sgd [default: adamw]
     #[arg(long, value_name = "NAME")]
     pub optim: Option<String>,
-    /// linear, cosine, constant, constant_with_warmup, cosine_with_min_lr, polynomial, inverse_sqrt
+    /// linear [default], cosine, constant, ...
     #[arg(long, value_name = "NAME")]
     pub lr_scheduler_type: Option<String>,
     /// Its numbers: {"min_lr": 1e-6}
@@ -231,7 +231,7 @@ pub struct OptimFlags {
     /// Momentum of sgd [default: 0]
     #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = below_one)]
     pub momentum: Option<f64>,
-    /// Clip gradients to this; 0: never [default: 1]
+    /// Clip gradients; 0: never [default: 1]
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = not_negative)]
     pub max_grad_norm: Option<f64>,
 }
@@ -259,7 +259,7 @@ pub struct EvalFlags {
     /// Before the first step too
     #[arg(long)]
     pub eval_on_start: bool,
-    /// The result is that of the lowest eval_loss
+    /// Result: that of the lowest loss
     #[arg(long)]
     pub load_best_model_at_end: bool,
     /// Stop after N evaluations without gain
@@ -289,7 +289,7 @@ pub struct SaveFlags {
     /// Delete what an earlier run left there
     #[arg(long)]
     pub overwrite: bool,
-    /// A line every N steps, off a terminal [default: 10]
+    /// Log every N steps [default: 10]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub logging_steps: Option<usize>,
 }
