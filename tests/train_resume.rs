@@ -143,7 +143,7 @@ fn kill_9_at_any_moment_changes_nothing() {
     let model = fixture::dir("mini-gqa");
     let mut draws = Draws(2026);
     let (mut n_kills, mut n_while_saving) = (0, 0);
-    for (n_chains, args) in [(5, LORA), (4, FULL)] {
+    for (n_chains, args) in [(8, LORA), (8, FULL)] {
         let place = Place::new(&rows(20, 0));
         let begun = Instant::now();
         place.train(&model, "whole", args).done();
@@ -156,7 +156,7 @@ fn kill_9_at_any_moment_changes_nothing() {
             for turn in 0..4 {
                 let when = match (chain + turn) % 2 {
                     0 => When::Saving(1 + draws.next(3)),
-                    _ => When::After(Duration::from_millis(draws.next(whole_ms))),
+                    _ => When::After(Duration::from_millis(draws.next(whole_ms * 2 / 3))),
                 };
                 let child = start(place.command(&model, &out, &args));
                 if kill(child, &dir, &when) {

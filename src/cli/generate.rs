@@ -284,7 +284,7 @@ mod tests {
             (&["-p", "x", "--n", "1000"], "--n above 256"),
             (&["-p", "x", "--kv-type", "q4"], "q4"),
             (&["--tokens", "1,x"], "tokens = \"x\""),
-            (&["-p", "x", "--adapter", "d"], "unexpected argument '--adapter'"),
+            (&["-p", "x", "--draft", "d"], "unexpected argument '--draft'"),
         ];
         for (args, part) in cases {
             let message = refusal(args);

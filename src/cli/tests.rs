@@ -91,7 +91,7 @@ fn failures_have_status_1_and_name_the_thing() {
 
 #[test]
 fn flags_that_do_not_work_yet_do_not_exist() {
-    for flag in ["--adapter", "--draft", "--draft-tokens", "--prompt-lookup"] {
+    for flag in ["--draft", "--draft-tokens", "--prompt-lookup"] {
         let (status, lines) = lines(&["generate", "m", "-p", "x", flag, "1"]);
         assert_eq!(status, 2);
         assert!(lines[0].contains("unexpected argument"), "{lines:?}");
