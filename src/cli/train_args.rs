@@ -201,7 +201,7 @@ pub struct OptimFlags {
     /// adamw or sgd [default: adamw]
     #[arg(long, value_name = "NAME")]
     pub optim: Option<String>,
-    /// linear [default], cosine, constant, ...
+    /// linear (default), cosine, constant, ...
     #[arg(long, value_name = "NAME")]
     pub lr_scheduler_type: Option<String>,
     /// Its numbers: {"min_lr": 1e-6}

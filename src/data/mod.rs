@@ -1,7 +1,7 @@
 //! Records on disk, and records to rows of token ids.
 //!
 //! [`container::read`] takes a directory or one file and returns a [`DataSet`] of one [`Kind`];
-//! [`Source`] hands out the same records one at a time. [`prepare`] renders them to ids with a loss
+//! [`Source`] hands out the same records one at a time. [`prepare()`] renders them to ids with a loss
 //! mask, lays these out as rows and keeps the rows in a file; [`order`] tells in which order an
 //! epoch takes them. Nothing is guessed, and nothing invalid is skipped in silence.
 

@@ -56,7 +56,7 @@ pub fn products(
     Ok(())
 }
 
-/// A weight [n, k] as a factor of [`gemm`]; quantised weights are decoded tile by tile.
+/// A weight [n, k] as a factor of [`gemm()`]; quantised weights are decoded tile by tile.
 ///
 /// # Errors
 /// When the matrix is stored for look-ups only.
@@ -69,7 +69,7 @@ pub fn weight<'a>(w: &'a Matrix, params: &'a Params) -> Result<Factor<'a>> {
     Ok(Factor { source, rows: w.n, cols: w.k, transposed: false })
 }
 
-/// Rows as a factor of [`gemm`].
+/// Rows as a factor of [`gemm()`].
 pub fn factor(rows: &Rows) -> Factor<'_> {
     let [m, n] = rows.dims2();
     Factor::plain(rows.floats(), m, n)

@@ -39,7 +39,7 @@ pub fn rms_norm(cpu: &Cpu, out: FloatsMut<'_>, x: Floats<'_>, w: &[f32], eps: f3
     });
 }
 
-/// Gradients of [`rms_norm`]: `dx` is overwritten, or added to with `dx_acc`; `dw` is added to.
+/// Gradients of [`rms_norm()`]: `dx` is overwritten, or added to with `dx_acc`; `dw` is added to.
 #[allow(clippy::too_many_arguments)]
 pub fn rms_norm_bwd(
     cpu: &Cpu,
@@ -118,7 +118,7 @@ pub fn swiglu(cpu: &Cpu, out: FloatsMut<'_>, gate: Floats<'_>, up: Floats<'_>, h
     });
 }
 
-/// Gradients of [`swiglu`]; overwrites.
+/// Gradients of [`swiglu()`]; overwrites.
 pub fn swiglu_bwd(
     cpu: &Cpu,
     [dgate, dup]: [FloatsMut<'_>; 2],

@@ -111,7 +111,7 @@ impl Total {
     }
 }
 
-/// Tokens of a slice: as told, else [`SLICE_TOKENS`], but never less than the longest row.
+/// Tokens of a slice: as told, else `SLICE_TOKENS`, but never less than the longest row.
 pub fn budget(told: Option<usize>, longest: usize) -> usize {
     told.unwrap_or(SLICE_TOKENS).max(longest)
 }
