@@ -60,7 +60,7 @@ say "training"
     --weight-decay 0.05 --adam-beta2 0.95 --max-grad-norm 1
 
 say "quantisation"
-"$puna" quantize "$build/model" builtin.gguf --type Q8_0 --overwrite
+"$puna" quantize "$build/model" builtin.gguf --type Q6_K --overwrite
 bytes=$(wc -c <builtin.gguf)
 [ "$bytes" -le "$max_bytes" ] || fail "builtin.gguf has $bytes bytes, wanted at most $max_bytes"
 say "builtin.gguf, $bytes bytes"

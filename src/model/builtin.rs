@@ -7,7 +7,7 @@ use std::path::Path;
 pub const NAME: &str = "builtin";
 
 /// The model as a GGUF file.
-pub const GGUF: &[u8] = include_bytes!("../../builtin/builtin.gguf");
+pub static GGUF: &[u8] = include_bytes!("../../builtin/builtin.gguf");
 
 /// Whether a path names the built-in model. A directory of that name is reached as `./builtin`.
 pub fn is_builtin(path: &Path) -> bool {
