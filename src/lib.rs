@@ -1,5 +1,5 @@
 //! Puna: a LLaMA engine written from scratch. The floors and rooms of this crate are drawn in
-//! `ARCHITECTURE.md`; `tests/floors.rs` keeps imports going downward only.
+//! `ARCHITECTURE.md`; `tests/suite/floors.rs` keeps imports going downward only.
 #![deny(unsafe_code)]
 
 pub mod autograd;

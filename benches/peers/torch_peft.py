@@ -192,7 +192,7 @@ def ours(case, args, vocabulary):
         run(command, args.timeout)
         steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         steps = [step for step in steps if "tok_per_s" in step]
-    times = [step["tokens"] / step["tok_per_s"] for step in steps]
+    times = [case["batch"] * case["length"] / step["tok_per_s"] for step in steps]
     return statistics.median(times[1:]), max(step["peak_bytes"] for step in steps), command
 
 

@@ -17,6 +17,18 @@ pub enum Mode {
     Train(Precision),
 }
 
+/// Which dropout masks a pass takes. Masks belong to rows of a whole optimiser step, so that its cut
+/// into passes changes none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropout {
+    /// Chooses the masks of the step.
+    pub key: u64,
+    /// Rows of the step before this pass.
+    pub first_row: u64,
+    /// The same, of the rows that go on after the last attention.
+    pub first_kept: u64,
+}
+
 /// Place of a node on its tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeId(pub(super) u32);
@@ -34,8 +46,8 @@ pub struct Cx<'a, 'w> {
     pub scratch: &'a mut Scratch,
     /// How to compute.
     pub mode: Mode,
-    /// Seed of this pass's dropout masks; `None` where nothing is dropped.
-    pub dropout_key: Option<u64>,
+    /// This pass's dropout masks; `None` where nothing is dropped.
+    pub dropout: Option<Dropout>,
     /// Where gradients of parameters are summed; `None` with the tape off.
     pub grads: Option<&'a mut Grads>,
     /// Nodes in the order they ran; `None` stands for a leaf.
@@ -51,7 +63,7 @@ impl<'a, 'w> Cx<'a, 'w> {
         scratch: &'a mut Scratch,
         mode: Mode,
     ) -> Self {
-        Cx { cpu, pool, params, scratch, mode, dropout_key: None, grads: None, tape: None }
+        Cx { cpu, pool, params, scratch, mode, dropout: None, grads: None, tape: None }
     }
 
     /// Switches the tape on: operations are recorded, and [`super::sweep`] adds to `grads`.

@@ -15,6 +15,6 @@ mod var;
 
 pub use adjoint::{Adjoints, Backward, sweep};
 pub use checkpoint::checkpoint;
-pub use cx::{Cx, Mode, NodeId};
+pub use cx::{Cx, Dropout, Mode, NodeId};
 pub use saved::Saved;
 pub use var::Var;

@@ -104,7 +104,7 @@ fn flags(
     };
     let mut extra = vec![];
     for (key, value) in values {
-        let known = |arg: &&Arg| arg.get_id() == key.as_str() && settable(arg);
+        let known = |arg: &&Arg| is_name_of(arg, key) && settable(arg);
         let Some(arg) = command.get_arguments().find(known) else {
             return Err(unknown(file, key, command));
         };
@@ -113,6 +113,12 @@ fn flags(
         }
     }
     Ok(extra)
+}
+
+/// Whether a flag goes by this name in a file: its own or another that it is known by.
+fn is_name_of(arg: &Arg, key: &str) -> bool {
+    let aliases = arg.get_all_aliases().unwrap_or_default();
+    arg.get_id() == key || aliases.iter().any(|alias| alias.replace('-', "_") == key)
 }
 
 /// Flags that make sense in a file.

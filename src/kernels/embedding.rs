@@ -1,12 +1,11 @@
 //! Rows of the embedding table, from every weight type, and the table's gradient.
 
-use super::{Cpu, Floats, FloatsMut};
+use super::{Cpu, Floats};
 use crate::error::{Error, Result};
 use crate::tensor::{Matrix, MatrixData, Params};
+use puna_cpu::embedding::embedding_bwd_acc_team;
 use puna_cpu::matmul::Dense;
-use puna_cpu::quant;
-use puna_cpu::share::share;
-use puna_cpu::{convert, elementwise};
+use puna_cpu::{convert, quant};
 
 /// `out[i] = table[ids[i]]` as f32; `out` is [ids.len(), k].
 ///
@@ -58,15 +57,5 @@ pub fn gather(
 
 /// `dtable[ids[i]] += dout[i]`, in order of i; `dtable` has rows of `dim` values.
 pub fn gather_bwd_acc(cpu: &Cpu, dtable: &mut [f32], dim: usize, ids: &[u32], dout: Floats<'_>) {
-    let n = dtable.len() / dim;
-    share(&cpu.team, n, [(FloatsMut::F32(dtable), dim)], &|rows, [mut dtable]| {
-        for (i, &id) in ids.iter().enumerate() {
-            let id = id as usize;
-            if rows.contains(&id) {
-                let at = (id - rows.start) * dim;
-                let row = dtable.slice_mut(at..at + dim);
-                elementwise::add_floats_acc(cpu.isa, row, dout.slice(i * dim..(i + 1) * dim));
-            }
-        }
-    });
+    embedding_bwd_acc_team(cpu.isa, &cpu.team, dtable, dim, ids, dout);
 }

@@ -170,11 +170,24 @@ pub fn rope(
     });
 }
 
-/// Zeroes elements with probability `p` and scales the others by `1 / (1 - p)`. The mask is a
-/// function of `key` and the element's place, so applying it to a gradient needs no memory.
-pub fn dropout(cpu: &Cpu, out: FloatsMut<'_>, x: Floats<'_>, width: usize, p: f32, key: u64) {
+/// A dropout mask: a function of the key and of an element's place, so that applying it to a
+/// gradient needs no memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Mask {
+    /// Probability with which an element is dropped.
+    pub p: f32,
+    /// Chooses the mask.
+    pub key: u64,
+    /// The mask's row that the first row meets.
+    pub first_row: u64,
+}
+
+/// Zeroes elements as the mask says and scales the others by `1 / (1 - p)`.
+pub fn dropout(cpu: &Cpu, out: FloatsMut<'_>, x: Floats<'_>, width: usize, mask: Mask) {
+    let Mask { p, key, first_row } = mask;
     by_rows(cpu, out, width, &|rows, out| {
         let x = x.slice(rows.start * width..rows.end * width);
-        dropout::dropout(cpu.isa, out, x, p, key, (rows.start * width) as u64);
+        let first = (first_row + rows.start as u64) * width as u64;
+        dropout::dropout(cpu.isa, out, x, p, key, first);
     });
 }

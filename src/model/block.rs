@@ -59,7 +59,11 @@ pub fn forward<'w>(
     let k = ops::rope(cx, k, head_dim, angles, pairing); // [m, n_kv_heads * head_dim]
     let mut attended = attend(cx, [q, k, v])?; // [m, n_heads * head_dim]
     let mut x = x;
+    let dropout = cx.dropout;
     if let Some(keep) = keep {
+        if let Some(dropout) = &mut cx.dropout {
+            dropout.first_row = dropout.first_kept;
+        }
         attended = ops::select(cx, attended, keep);
         x = ops::select(cx, x, keep);
     }
@@ -73,5 +77,6 @@ pub fn forward<'w>(
     let act = ops::swiglu(cx, gate, up);
     let out = ops::linear(cx, &act, &block.w2)?;
     drop(act);
+    cx.dropout = dropout;
     Ok(ops::add(cx, x, out))
 }

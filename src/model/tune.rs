@@ -1,7 +1,7 @@
 //! A model whose weights or adapter are trained: parameters, one pass over packed rows with
 //! gradients, and what it writes in the end.
 
-use crate::autograd::{Cx, Mode, Var, checkpoint, sweep};
+use crate::autograd::{Cx, Dropout, Mode, Var, checkpoint, sweep};
 use crate::error::{Error, Result};
 use crate::format::peft::Target;
 use crate::kernels::Cpu;
@@ -96,7 +96,7 @@ impl TuneModel {
     }
 
     /// Scores the rows; with `grads`, adds `scale` times the gradient of the summed loss to them.
-    /// `dropout_key` chooses the dropout masks of this pass; without `grads` nothing is dropped.
+    /// `dropout` chooses the dropout masks of this pass; without `grads` nothing is dropped.
     ///
     /// # Errors
     /// When lengths do not fit together or an id is outside the vocabulary.
@@ -104,7 +104,7 @@ impl TuneModel {
         &mut self,
         slice: &Slice<'_>,
         grads: Option<(&mut Grads, f32)>,
-        dropout_key: u64,
+        dropout: Dropout,
     ) -> Result<SliceLoss> {
         self.check(slice)?;
         self.pool.expect_rows(slice.ids.len());
@@ -127,7 +127,7 @@ impl TuneModel {
         let mut scale = 0.0;
         if let Some((grads, factor)) = grads {
             cx.record(grads);
-            cx.dropout_key = Some(dropout_key);
+            cx.dropout = Some(dropout);
             scale = factor;
         }
         let mut x = ops::embedding(&mut cx, &self.weights.tok_emb, slice.ids)?;

@@ -1,7 +1,7 @@
 //! Linear layers: dense or quantised weight, bias, low-rank adapters.
 
 use super::lora::Lora;
-use crate::autograd::{Adjoints, Backward, Cx, Mode, NodeId, Saved, Var};
+use crate::autograd::{Adjoints, Backward, Cx, Dropout, Mode, NodeId, Saved, Var};
 use crate::error::Result;
 use crate::kernels::matmul::{factor, gemm, product, products, weight};
 use crate::kernels::{FloatsMut, rows};
@@ -137,7 +137,7 @@ fn train<'w>(
     // The input is kept only where a weight that meets it is trained.
     let needs_x = layer.w.param().is_some() || layer.loras.iter().any(Lora::is_trained);
     let kept = needs_x.then(|| x.save());
-    Ok(cx.push(LinearNode { layer, x: x.node, kept, us }))
+    Ok(cx.push(LinearNode { layer, x: x.node, kept, us, dropout: cx.dropout }))
 }
 
 struct LinearNode<'w> {
@@ -146,6 +146,8 @@ struct LinearNode<'w> {
     kept: Option<Saved<'w>>,
     /// Per adapter, `dropout(x) aᵀ` [m, r].
     us: Vec<Rows>,
+    /// The masks of the forward pass.
+    dropout: Option<Dropout>,
 }
 
 impl<'w> Backward<'w> for LinearNode<'w> {
@@ -155,7 +157,7 @@ impl<'w> Backward<'w> for LinearNode<'w> {
         adjoints: &mut Adjoints,
         dout: Rows,
     ) -> Result<()> {
-        let LinearNode { layer, x: node, kept, us } = *self;
+        let LinearNode { layer, x: node, kept, us, dropout } = *self;
         let (m, precision) = (dout.rows(), cx.precision());
         if let Some(id) = layer.bias.as_ref().and_then(Vector::param)
             && let Some(grads) = cx.grads.as_deref_mut()
@@ -178,9 +180,11 @@ impl<'w> Backward<'w> for LinearNode<'w> {
             adjoints.put(node, dx);
         }
         // An adapter that is not trained still passes the derivative of its input on.
+        let outer = std::mem::replace(&mut cx.dropout, dropout);
         for (lora, u) in layer.loras.iter().zip(&us) {
             lora.backward(cx, adjoints, &dout, x.as_ref(), u, node)?;
         }
+        cx.dropout = outer;
         Ok(())
     }
 }

@@ -1,10 +1,11 @@
 //! A low-rank addition to a linear layer (Hu et al. 2021, arXiv 2106.09685), fused into it:
 //! `y += scale * (dropout(x) aᵀ) bᵀ`.
 
-use crate::autograd::{Adjoints, Cx, NodeId};
+use crate::autograd::{Adjoints, Cx, Dropout, NodeId};
 use crate::error::Result;
+use crate::kernels::FloatsMut;
 use crate::kernels::matmul::{factor, gemm, product, products, weight};
-use crate::kernels::{FloatsMut, rows};
+use crate::kernels::rows::{self, Mask};
 use crate::tensor::{Matrix, Rows};
 
 /// One adapter of one linear layer.
@@ -27,17 +28,18 @@ impl Lora {
         self.a.param().is_some()
     }
 
-    /// The key of this pass's mask; `None` where nothing is dropped.
-    fn mask(&self, cx: &Cx<'_, '_>) -> Option<u64> {
-        let key = cx.dropout_key.filter(|_| self.dropout > 0.0)?;
-        Some(key ^ self.key.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+    /// This pass's mask; `None` where nothing is dropped.
+    fn mask(&self, cx: &Cx<'_, '_>) -> Option<Mask> {
+        let Dropout { key, first_row, .. } = cx.dropout.filter(|_| self.dropout > 0.0)?;
+        let key = key ^ self.key.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        Some(Mask { p: self.dropout, key, first_row })
     }
 
     fn dropped(&self, cx: &Cx<'_, '_>, x: &Rows) -> Rows {
-        let Some(key) = self.mask(cx) else { return x.clone() };
+        let Some(mask) = self.mask(cx) else { return x.clone() };
         let [m, width] = x.dims2();
         let mut out = cx.pool.take(x.dtype(), m, width);
-        rows::dropout(cx.cpu, out.floats_mut(), x.floats(), width, self.dropout, key);
+        rows::dropout(cx.cpu, out.floats_mut(), x.floats(), width, mask);
         out
     }
 
@@ -108,12 +110,11 @@ impl Lora {
             None => {
                 gemm(cx.cpu, cx.scratch, precision, dx.floats_mut(), acc, 1.0, factor(&du), a);
             }
-            Some(key) => {
+            Some(mask) => {
                 let mut part = cx.take_f32(m, k);
                 gemm(cx.cpu, cx.scratch, precision, part.floats_mut(), false, 1.0, factor(&du), a);
                 let mut masked = cx.take_f32(m, k);
-                let p = self.dropout;
-                rows::dropout(cx.cpu, masked.floats_mut(), part.floats(), k, p, key);
+                rows::dropout(cx.cpu, masked.floats_mut(), part.floats(), k, mask);
                 match acc {
                     true => rows::add_acc(cx.cpu, dx.floats_mut(), masked.floats(), k),
                     false => dx = masked,

@@ -1,5 +1,5 @@
 //! The named conversation templates of LMFlow, as data. What each one writes is fixed by the
-//! models' published chat formats; the table in `tests/text_presets.rs` holds the strings.
+//! models' published chat formats; the table in `tests/suite/text_presets.rs` holds the strings.
 
 use super::pieces::{Part, Preset, System};
 use Part::{Bos, Eos, Text};

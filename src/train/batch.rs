@@ -3,6 +3,7 @@
 
 use super::plan::slices;
 use super::trainee::Trainee;
+use crate::autograd::Dropout;
 use crate::data::{NOT_SCORED, Row};
 use crate::error::{Error, Result};
 use crate::model::tune::{Slice, SliceLoss};
@@ -58,20 +59,9 @@ impl Packed {
     }
 }
 
-/// What keys of one step's dropout masks are made of.
-#[derive(Clone, Copy, Debug)]
-pub struct DropoutKey {
-    /// The run's seed.
-    pub seed: u64,
-    /// The step, from 0.
-    pub step: usize,
-}
-
-impl DropoutKey {
-    /// The key of one slice of a micro-batch.
-    pub fn of(self, micro: usize, slice: usize) -> u64 {
-        [self.step, micro, slice].iter().fold(mix(self.seed), |key, &part| mix(key ^ part as u64))
-    }
+/// The key of a step's dropout masks; steps count from 0.
+pub fn dropout_key(seed: u64, step: usize) -> u64 {
+    mix(mix(seed) ^ step as u64)
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea, Flood 2014) after one step of its counter: each bit of
@@ -131,26 +121,27 @@ pub fn accumulate<M: Trainee>(
     micros: &[Vec<Row>],
     grads: &mut Grads,
     budget: usize,
-    key: DropoutKey,
+    seed: u64,
+    step: usize,
 ) -> Result<Total> {
     let packed: Vec<Vec<Packed>> = micros.iter().map(|rows| pack(rows, budget)).collect();
     let n_scored: usize = packed.iter().flatten().map(Packed::n_scored).sum();
     if n_scored == 0 {
         let what = "no scored token in the whole step, wanted at least one".to_owned();
-        return Err(Error::Data { place: format!("step {}", key.step + 1), what });
+        return Err(Error::Data { place: format!("step {}", step + 1), what });
     }
     let scale = 1.0 / n_scored as f32;
     let mut total = Total::default();
-    for (micro, slices) in packed.iter().enumerate() {
-        for (index, one) in slices.iter().enumerate() {
-            let key = key.of(micro, index);
-            let loss = model.run(&one.slice(), Some((&mut *grads, scale)), key)?;
-            total.add(&loss, one.ids.len());
-            if !loss.nll.is_finite() {
-                // The rest of the step would only take time.
-                return Ok(total);
-            }
+    let mut dropout = Dropout { key: dropout_key(seed, step), ..Dropout::default() };
+    for one in packed.iter().flatten() {
+        let loss = model.run(&one.slice(), Some((&mut *grads, scale)), dropout)?;
+        total.add(&loss, one.ids.len());
+        if !loss.nll.is_finite() {
+            // The rest of the step would only take time.
+            return Ok(total);
         }
+        dropout.first_row += one.ids.len() as u64;
+        dropout.first_kept += one.n_scored() as u64;
     }
     Ok(total)
 }
@@ -203,16 +194,10 @@ mod tests {
     fn keys_differ_everywhere() {
         let mut seen = HashSet::new();
         for seed in 0..3 {
-            for step in 0..10 {
-                for micro in 0..5 {
-                    for slice in 0..5 {
-                        assert!(seen.insert(DropoutKey { seed, step }.of(micro, slice)));
-                    }
-                }
+            for step in 0..100 {
+                assert!(seen.insert(dropout_key(seed, step)));
             }
         }
-        let key = DropoutKey { seed: 1, step: 2 };
-        assert_eq!(key.of(3, 4), key.of(3, 4));
     }
 
     #[test]

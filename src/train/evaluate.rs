@@ -3,6 +3,7 @@
 use super::batch::{Total, pack};
 use super::job::Rows;
 use super::trainee::Trainee;
+use crate::autograd::Dropout;
 use crate::error::{Error, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,7 +24,7 @@ pub fn evaluate<M: Trainee>(
         let len = row.as_ref().map_or(0, |row| row.ids.len());
         if row.is_none() || n_held + len > budget {
             for packed in pack(&held, budget) {
-                let loss = model.run(&packed.slice(), None, 0)?;
+                let loss = model.run(&packed.slice(), None, Dropout::default())?;
                 total.add(&loss, packed.ids.len());
             }
             held.clear();

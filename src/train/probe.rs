@@ -1,11 +1,12 @@
 //! How long a run will take: a few slices and one update, timed, on a model that is not kept.
 
-use super::batch::{DropoutKey, budget, pack};
+use super::batch::{budget, pack};
 use super::job::Rows;
 use super::optimizer;
 use super::plan::Plan;
 use super::settings::Settings;
 use super::trainee::Trainee;
+use crate::autograd::Dropout;
 use crate::data::order::Epochs;
 use crate::error::Result;
 use crate::tensor::Grads;
@@ -52,10 +53,9 @@ pub fn speed<M: Trainee>(
             let index = |at| epochs.index(place.epoch as u64, at);
             let micro_rows: Result<Vec<_>> =
                 plan.rows(micro).map(|at| rows.row(index(at))).collect();
-            for (slice, packed) in pack(&micro_rows?, budget).iter().enumerate() {
+            for packed in pack(&micro_rows?, budget) {
                 let begun = Instant::now();
-                let key = DropoutKey { seed: settings.seed, step }.of(micro, slice);
-                model.run(&packed.slice(), Some((&mut grads, 1.0)), key)?;
+                model.run(&packed.slice(), Some((&mut grads, 1.0)), Dropout::default())?;
                 timed.push((packed.ids.len(), begun.elapsed().as_secs_f64()));
                 if start.elapsed() > ENOUGH {
                     break 'steps;

@@ -1,5 +1,6 @@
 //! What the training loop asks of a model.
 
+use crate::autograd::Dropout;
 use crate::error::Result;
 use crate::kernels::Cpu;
 use crate::model::tune::{Slice, SliceLoss, TuneModel};
@@ -23,7 +24,7 @@ pub trait Trainee {
         &mut self,
         slice: &Slice<'_>,
         grads: Option<(&mut Grads, f32)>,
-        dropout_key: u64,
+        dropout: Dropout,
     ) -> Result<SliceLoss>;
     /// Writes the model, or the adapter, into an empty directory.
     ///
@@ -60,9 +61,9 @@ impl Trainee for TuneModel {
         &mut self,
         slice: &Slice<'_>,
         grads: Option<(&mut Grads, f32)>,
-        dropout_key: u64,
+        dropout: Dropout,
     ) -> Result<SliceLoss> {
-        TuneModel::run(self, slice, grads, dropout_key)
+        TuneModel::run(self, slice, grads, dropout)
     }
 
     fn save(&self, dir: &Path) -> Result<()> {

@@ -13,7 +13,7 @@
 //! resumed run give the same bits. Numbers that are not finite end the run before anything that
 //! they touched is saved.
 
-use super::batch::{DropoutKey, accumulate, budget, instances};
+use super::batch::{accumulate, budget, instances};
 use super::checkpoint;
 use super::clip::{clip_factor, global_norm};
 use super::evaluate::evaluate;
@@ -166,9 +166,9 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
         let step = self.state.step;
         let micros = self.rows()?;
         let budget = budget(settings.slice_tokens, self.job.train.longest());
-        let key = DropoutKey { seed: settings.seed, step };
         self.grads.clear();
-        let total = accumulate(self.job.model, &micros, &mut self.grads, budget, key)?;
+        let model = &mut *self.job.model;
+        let total = accumulate(model, &micros, &mut self.grads, budget, settings.seed, step)?;
         self.insist("the loss", total.nll, &micros)?;
         let norm = global_norm(self.job.model.cpu(), &self.grads);
         self.insist("the gradient's norm", norm, &micros)?;

@@ -2,6 +2,7 @@
 //! preceding token.
 
 use super::*;
+use crate::autograd::Dropout;
 use crate::data::NOT_SCORED;
 use crate::kernels::Cpu;
 use crate::model::tune::{Slice, SliceLoss};
@@ -67,7 +68,7 @@ impl Trainee for Bigram {
         &mut self,
         slice: &Slice<'_>,
         mut grads: Option<(&mut Grads, f32)>,
-        key: u64,
+        dropout: Dropout,
     ) -> Result<SliceLoss> {
         assert_eq!(slice.spans.iter().sum::<usize>(), slice.ids.len());
         let mut loss = SliceLoss { nll: 0.0, scored: 0, correct: 0 };
@@ -82,7 +83,11 @@ impl Trainee for Bigram {
             loss.correct += usize::from(row[label] == top);
             if let Some((grads, scale)) = &mut grads {
                 // The key stands for dropout: it must come back the same in a resumed run.
-                let noise = if self.noisy { 1.0 + 0.1 * unit(key) } else { 1.0 } * *scale;
+                let noise = if self.noisy {
+                    1.0 + 0.1 * unit(dropout.key ^ dropout.first_row)
+                } else {
+                    1.0
+                } * *scale;
                 for (i, (d, x)) in grads.0[0][start..].iter_mut().zip(&row).enumerate() {
                     *d += noise * ((x - top).exp() / sum - f32::from(u8::from(i == label)));
                 }

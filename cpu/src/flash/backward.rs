@@ -1,13 +1,13 @@
 //! The backward pass: one member's items, then the sums of their shares.
 
 use super::plan::{Item, Plan, deal};
-use super::rows::{Dots, Factor, Load, Number, SharedFloats, Store, put};
+use super::rows::{Dots, Factor, Load, SharedFloats, Store};
 use super::tile::{Band, Scores, Slopes, Sums, Transpose};
 use super::{KEYS, ROW_STEP, Scratch, Shape, members, take};
 use crate::buffer::Buffer;
 use crate::floats::{Floats, FloatsMut};
 use crate::isa::Isa;
-use crate::simd::{self, Kernel, Vector};
+use crate::simd::{self, Elem, Kernel, Vector, put};
 use crate::team::{SharedMut, Team, part};
 use half::bf16;
 use std::ops::Range;
@@ -240,7 +240,7 @@ impl Kernel for Gather<'_> {
 
 impl Gather<'_> {
     #[inline(always)]
-    fn rows<V: Vector, N: Number>(&self, to: &SharedMut<'_, N>) {
+    fn rows<V: Vector, N: Elem>(&self, to: &SharedMut<'_, N>) {
         let same_keys = |a: &Item, b: &Item| (a.span, a.head) == (b.span, b.head);
         for parts in self.items.chunk_by(same_keys) {
             let first = &parts[0];

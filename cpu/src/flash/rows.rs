@@ -1,75 +1,10 @@
 //! Heads of a packed block into tiles and back, between the stored type and f32.
 
 use crate::floats::{Floats, FloatsMut};
-use crate::simd::{Kernel, Vector};
+use crate::simd::{Elem, Kernel, Vector, get, put};
 use crate::team::SharedMut;
 use half::bf16;
 use std::ops::Range;
-
-/// A stored type.
-pub(super) trait Number: Copy {
-    const ZERO: Self;
-    /// # Safety
-    /// `V::LANES` elements must be readable at `p`.
-    unsafe fn load<V: Vector>(p: *const Self) -> V;
-    /// # Safety
-    /// `V::LANES` elements must be writable at `p`.
-    unsafe fn store<V: Vector>(v: V, p: *mut Self);
-}
-
-impl Number for f32 {
-    const ZERO: Self = 0.0;
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const Self) -> V {
-        // SAFETY: the caller's promise.
-        unsafe { V::load(p) }
-    }
-    #[inline(always)]
-    unsafe fn store<V: Vector>(v: V, p: *mut Self) {
-        // SAFETY: the caller's promise.
-        unsafe { v.store(p) }
-    }
-}
-
-impl Number for bf16 {
-    const ZERO: Self = bf16::ZERO;
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const Self) -> V {
-        // SAFETY: the caller's promise.
-        unsafe { V::load_bf16(p) }
-    }
-    #[inline(always)]
-    unsafe fn store<V: Vector>(v: V, p: *mut Self) {
-        // SAFETY: the caller's promise.
-        unsafe { v.store_bf16(p) }
-    }
-}
-
-/// Up to `LANES` elements, zeros beyond.
-#[inline(always)]
-fn get<V: Vector, N: Number>(x: &[N]) -> V {
-    if x.len() >= V::LANES {
-        // SAFETY: the slice holds LANES elements.
-        return unsafe { N::load(x.as_ptr()) };
-    }
-    let mut lanes = [N::ZERO; 16];
-    lanes[..x.len()].copy_from_slice(x);
-    // SAFETY: LANES is at most 16.
-    unsafe { N::load(lanes.as_ptr()) }
-}
-
-/// The first lanes of `v`, as many as `out` takes.
-#[inline(always)]
-pub(super) fn put<V: Vector, N: Number>(out: &mut [N], v: V) {
-    if out.len() >= V::LANES {
-        // SAFETY: the slice holds LANES elements.
-        return unsafe { N::store(v, out.as_mut_ptr()) };
-    }
-    let mut lanes = [N::ZERO; 16];
-    // SAFETY: LANES is at most 16.
-    unsafe { N::store(v, lanes.as_mut_ptr()) };
-    out.copy_from_slice(&lanes[..out.len()]);
-}
 
 /// Where rows lie in a packed block: `group` heads side by side for each position.
 #[derive(Clone, Copy)]
@@ -115,7 +50,7 @@ impl Kernel for Load<'_> {
 
 impl Load<'_> {
     #[inline(always)]
-    fn rows<V: Vector, N: Number>(self, x: &[N]) {
+    fn rows<V: Vector, N: Elem>(self, x: &[N]) {
         let Load { tile, width, place, .. } = self;
         let factor = V::splat(self.factor);
         let mut rows = tile.chunks_exact_mut(width);
@@ -130,7 +65,7 @@ impl Load<'_> {
                     unsafe { N::load::<V>(x.as_ptr()).mul(factor).store(to.as_mut_ptr()) };
                 }
                 for (i, to) in tail.chunks_exact_mut(V::LANES).enumerate() {
-                    let x = if i == 0 { get::<V, N>(rest).mul(factor) } else { V::splat(0.0) };
+                    let x = if i == 0 { get::<V>(rest).mul(factor) } else { V::splat(0.0) };
                     // SAFETY: the slice holds LANES elements.
                     unsafe { x.store(to.as_mut_ptr()) };
                 }
@@ -199,7 +134,7 @@ impl Kernel for Store<'_> {
 
 impl Store<'_> {
     #[inline(always)]
-    fn rows<V: Vector, N: Number>(&self, to: &SharedMut<'_, N>) {
+    fn rows<V: Vector, N: Elem>(&self, to: &SharedMut<'_, N>) {
         let place = self.place;
         for pos in 0..place.n_pos {
             // SAFETY: the rows are this thread's by the promise to `new`, one position at a time.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::autograd::Dropout;
 use crate::format::peft::{LoraSpec, Target};
 use crate::model::tune::{Slice, TuneModel};
 use crate::tensor::Grads;
@@ -18,7 +19,7 @@ fn run(model: &mut TuneModel, n: usize, longest: usize) {
     spans.extend(Some(n % longest).filter(|&rest| rest > 0));
     let mut grads = Grads::zeros(&model.params);
     let slice = Slice { ids: &ids, labels: &labels, spans: &spans };
-    model.run(&slice, Some((&mut grads, 1.0)), 1).expect("a pass");
+    model.run(&slice, Some((&mut grads, 1.0)), Dropout::default()).expect("a pass");
 }
 
 #[test]

@@ -1,12 +1,8 @@
 //! The command line as a user meets it: exit statuses, one-line errors, what goes to standard
 //! output, the stable JSON, config files, stop strings, data sets, interruption.
 
-#[path = "support/program.rs"]
-mod program;
-#[path = "support/toy.rs"]
-mod toy;
-
-use program::{Run, command, finish, puna, puna_with_input};
+use crate::support::program::{Run, command, finish, puna, puna_with_input};
+use crate::support::toy;
 use puna_cpu::isa::Isa;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};

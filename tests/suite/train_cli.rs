@@ -1,23 +1,11 @@
 //! `puna train` as a user meets it: help, a look at the data, the plan, flags from a file, what a
 //! run leaves, errors.
 
-#[allow(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/fixture.rs"]
-mod fixture;
-#[allow(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/program.rs"]
-mod program;
-#[allow(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/toy.rs"]
-mod toy;
-#[allow(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/train.rs"]
-mod train;
-
-use program::puna;
+use crate::support::program::puna;
+use crate::support::train::{Place, Row, number};
+use crate::support::{fixture, toy, train};
 use serde_json::{Value, json};
 use std::fs;
-use train::{Place, Row, number};
 
 fn rows(n: usize) -> Vec<Row> {
     let row = |i: usize| {
@@ -132,7 +120,7 @@ fn a_dry_run_tells_the_plan_and_writes_nothing() {
 fn flags_come_from_a_file_and_the_command_line_wins() {
     let place = Place::new(&rows(16));
     let config = place.path("run.yaml");
-    let text = "batch_size: 4\nmax_steps: 3\nlearning_rate: 0.001\nlr_scheduler_type: constant\n\
+    let text = "per_device_train_batch_size: 4\nmax_steps: 3\nlearning_rate: 0.001\nlr_scheduler_type: constant\n\
                 no_shuffle: true\nlora_target_modules: [q_proj, o_proj]\nmethod: lora\n";
     fs::write(&config, text).expect("a file");
     let args = ["--config", config.to_str().expect("UTF-8"), "--max-steps", "2", "--quiet"];

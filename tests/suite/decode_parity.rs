@@ -1,13 +1,8 @@
 //! A sequence's logits have the same bits for every number of threads, however its prompt is cut,
 //! whoever shares the batch, after a fork of its cache, and after a part of it was taken back.
 
-#[path = "support/engine.rs"]
-mod engine;
-#[path = "support/gguf.rs"]
-mod gguf;
-
-use engine::{append, load};
-use gguf::Draft;
+use crate::support::engine::{append, load};
+use crate::support::gguf::Draft;
 use puna::format::FileDType;
 use puna::model::config::{Config, RopeConfig, RopePairing, RopeScaling};
 use puna::model::llama::{KvType, LogitsFor, Model, Segment};
@@ -313,7 +308,10 @@ fn every_instruction_set_keeps_its_bits() {
             println!("SKIPPED {isa}: this machine lacks it");
             continue;
         }
-        let tests = ["bits_do_not_depend_on_threads", "bits_do_not_depend_on_who_shares_the_batch"];
+        let tests = [
+            "decode_parity::bits_do_not_depend_on_threads",
+            "decode_parity::bits_do_not_depend_on_who_shares_the_batch",
+        ];
         for test in tests {
             let run = std::process::Command::new(&me)
                 .args(["--exact", test])

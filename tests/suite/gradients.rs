@@ -6,7 +6,7 @@
 //! values of the order of one, h = 1/64 and f32 sums of a few hundred terms both stay below 2e-3 of
 //! the gradient's norm, which is the tolerance. A gradient of zero misses it by a factor of 500.
 
-use puna::autograd::{Cx, Mode, NodeId, Var, checkpoint, sweep};
+use puna::autograd::{Cx, Dropout, Mode, NodeId, Var, checkpoint, sweep};
 use puna::kernels::matmul::Precision;
 use puna::kernels::rows::{Pairing, Rotations};
 use puna::kernels::{Cpu, Scratch};
@@ -84,7 +84,7 @@ where
             let mut scratch = Scratch::default();
             let mode = Mode::Train(Precision::F32);
             let mut cx = Cx::new(&cpu, &pool, params, &mut scratch, mode);
-            cx.dropout_key = Some(7);
+            cx.dropout = Some(Dropout { key: 7, ..Dropout::default() });
             let out = f(&mut cx, &fixture);
             if weights.is_empty() {
                 weights = random(rng, out.rows.f32().len());
@@ -108,7 +108,7 @@ where
         for _ in 0..2 {
             let mode = Mode::Train(Precision::F32);
             let mut cx = Cx::new(&cpu, &pool, &inputs.params, &mut scratch, mode);
-            cx.dropout_key = Some(7);
+            cx.dropout = Some(Dropout { key: 7, ..Dropout::default() });
             cx.record(&mut grads);
             let out = f(&mut cx, &fixture);
             let node: NodeId = out.node.expect("a tracked result");

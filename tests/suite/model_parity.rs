@@ -2,16 +2,10 @@
 //! for it, from its Hugging Face directory in both layouts of `config.json` and from GGUF files of
 //! the same weights.
 
-#[path = "support/engine.rs"]
-mod engine;
-#[path = "support/fixture.rs"]
-mod fixture;
-#[path = "support/gguf.rs"]
-mod gguf;
-
-use engine::{append, load};
-use fixture::{ids, json, numbers};
-use gguf::Draft;
+use crate::support::engine::{append, load};
+use crate::support::fixture;
+use crate::support::fixture::{ids, json, numbers};
+use crate::support::gguf::Draft;
 use half::{bf16, f16};
 use puna::eval::perplexity::{PerplexityOptions, perplexity};
 use puna::format::mmap::Access;

@@ -3,6 +3,7 @@
 //! Bound: a relative norm of 1e-4 for every tensor. Between two of the reference library's own
 //! attention kernels the largest element differs by 3e-6 of a tensor's largest.
 
+use puna::autograd::Dropout;
 use puna::model::tune::{
     LoraSpec, LoraTarget, Precision, Slice, TuneMethod, TuneModel, TuneOptions,
 };
@@ -89,7 +90,7 @@ fn relative(found: &[f32], wanted: &[f32]) -> f64 {
 fn gradients(model: &mut TuneModel, batch: &Batch) -> (f64, Grads) {
     let mut grads = Grads::zeros(&model.params);
     let scale = 1.0 / batch.scored() as f32;
-    let loss = model.run(&batch.slice(), Some((&mut grads, scale)), 0).unwrap();
+    let loss = model.run(&batch.slice(), Some((&mut grads, scale)), Dropout::default()).unwrap();
     assert_eq!(loss.scored, batch.scored());
     (loss.nll / loss.scored as f64, grads)
 }
@@ -175,13 +176,13 @@ fn packed_sequences_give_the_sum_of_their_own_gradients() {
         param.value.iter_mut().enumerate().for_each(|(i, x)| *x += 0.01 * (i % 7) as f32);
     }
     let mut together = Grads::zeros(&model.params);
-    let all = model.run(&batch.slice(), Some((&mut together, 0.1)), 0).unwrap();
+    let all = model.run(&batch.slice(), Some((&mut together, 0.1)), Dropout::default()).unwrap();
     let mut apart = Grads::zeros(&model.params);
     let (mut first, mut nll) = (0, 0.0);
     for &len in &batch.spans {
         let at = first..first + len;
         let slice = Slice { ids: &batch.ids[at.clone()], labels: &batch.labels[at], spans: &[len] };
-        nll += model.run(&slice, Some((&mut apart, 0.1)), 0).unwrap().nll;
+        nll += model.run(&slice, Some((&mut apart, 0.1)), Dropout::default()).unwrap().nll;
         first += len;
     }
     assert!((all.nll - nll).abs() < 1e-4 * nll);

@@ -1,16 +1,9 @@
 //! The memory that `puna info` plans for training against what runs of the program then take.
 
-#[allow(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/program.rs"]
-mod program;
-#[allow(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/train.rs"]
-mod train;
-
-use program::puna;
+use crate::support::program::puna;
+use crate::support::train::{Place, Row, number};
 use serde_json::{Value, json};
 use std::path::Path;
-use train::{Place, Row, number};
 
 const VOCAB: u32 = 8192;
 const LENGTH: usize = 256;

@@ -1,18 +1,9 @@
 //! The cut of a step into micro-batches, the threads and gradient checkpointing change nothing
 //! that a user sees.
 
-#[allow(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/fixture.rs"]
-mod fixture;
-#[allow(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/program.rs"]
-mod program;
-#[allow(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/train.rs"]
-mod train;
-
+use crate::support::fixture;
+use crate::support::train::{Place, Row, number};
 use std::fs;
-use train::{Place, Row, number};
 
 /// Rows of many lengths with prompts of many lengths.
 fn rows(n: usize) -> Vec<Row> {
@@ -34,7 +25,11 @@ const COMMON: [&str; 4] = ["--num-train-epochs=2", "--learning-rate=0.002", "--s
 fn micro_batches_make_the_same_steps() {
     let place = Place::new(&rows(32));
     let model = fixture::dir("mini-gqa");
-    for method in [&["--method=full"][..], &["--method=lora", "--lora-dropout=0"][..]] {
+    for method in [
+        &["--method=full"][..],
+        &["--method=lora", "--lora-dropout=0"][..],
+        &["--method=lora", "--lora-dropout=0.3", "--lora-target-modules=all-linear"][..],
+    ] {
         let mut all = vec![];
         for (size, accumulation) in [(8, 1), (4, 2), (2, 4), (1, 8)] {
             let sizes = [

@@ -1,9 +1,6 @@
 //! Data sets as rows: ids and masks of every type, what is left out or refused and how it is named.
 
-#[path = "support/data.rs"]
-mod data;
-
-use data::{Place, bytes, bytes_with, fixture, rows};
+use crate::support::data::{Place, bytes, bytes_with, fixture, rows};
 use puna::data::{DataOptions, Layout, NOT_SCORED, Row, Rules, TruncationSide, prepare, show};
 use puna::text::{GgufVocab, TextParts, Tokenizer};
 use serde_json::{Value, json};

@@ -1,6 +1,6 @@
 //! Training runs of the program on already tokenised rows.
 
-use crate::program::{Run, command, finish};
+use super::program::{Run, command, finish};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;

@@ -2,16 +2,9 @@
 //! weights. These tests run where the environment variable `PUNA_SMOLLM2` names the file
 //! (`SmolLM2-135M-Instruct.Q4_1.gguf`) and say SKIPPED elsewhere.
 
-#[path = "support/engine.rs"]
-mod engine;
-#[path = "support/fixture.rs"]
-mod fixture;
-#[path = "support/program.rs"]
-mod program;
-
-use engine::{append, load};
-use fixture::{dir, ids, json, numbers};
-use program::{puna, puna_with_input};
+use crate::support::engine::{append, load};
+use crate::support::fixture::{dir, ids, json, numbers};
+use crate::support::program::{puna, puna_with_input};
 use puna::model::llama::KvType;
 use serde_json::Value;
 use std::path::Path;

@@ -1,12 +1,8 @@
 //! Models from one form into another and back: equal bits, equal logits; adapters added to weights
 //! against what PEFT computes; nothing half-written left where it cannot be finished.
 
-#[path = "support/engine.rs"]
-mod engine;
-#[path = "support/toy.rs"]
-mod toy;
-
-use engine::{append, load};
+use crate::support::engine::{append, load};
+use crate::support::toy;
 use puna::format::mmap::Access;
 use puna::format::{FileDType, safetensors};
 use puna::model::checkpoint::Checkpoint;

@@ -1,19 +1,10 @@
 //! `puna train` against curves and weights that transformers and PEFT computed from the same
 //! weights and rows: loss, gradient norm and rate of every step, and the weights in the end.
 
-#[allow(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/fixture.rs"]
-mod fixture;
-#[allow(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/program.rs"]
-mod program;
-#[allow(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/train.rs"]
-mod train;
-
+use crate::support::fixture;
+use crate::support::train::{Place, Row, number, tensors};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use train::{Place, Row, number, tensors};
 
 /// What the references' own floor (1e-6, other kernels of the same library) leaves room for.
 const LOSS_TOLERANCE: f64 = 1e-5;

@@ -1,10 +1,7 @@
 //! Data sets of any size as files of rows: read as a stream, found again, made anew after a change
 //! or a fault, the same on any number of threads; instances held back; packing end to end.
 
-#[path = "support/data.rs"]
-mod data;
-
-use data::{Place, bytes, bytes_with, fixture, rows};
+use crate::support::data::{Place, bytes, bytes_with, fixture, rows};
 use puna::data::{DataOptions, Holdout, Layout, Row, Rules, Stage, TruncationSide, prepare};
 use puna::text::TextParts;
 use serde_json::{Value, json};

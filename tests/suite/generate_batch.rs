@@ -1,8 +1,6 @@
 //! Many prompts at once give each sequence the tokens that it gets alone.
 
-#[path = "support/toy.rs"]
-mod toy;
-
+use crate::support::toy;
 use puna::Error;
 use puna::infer::{
     Context, FinishReason, GenerateOptions, Generation, Prompts, SamplerConfig, generate,

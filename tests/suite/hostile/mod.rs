@@ -1,15 +1,13 @@
 //! Promise: a hostile or broken model file is refused with an error that says what is wrong, and
 //! never panics. Each table takes a valid file and breaks it in one way.
 
-#[path = "hostile/draft.rs"]
 mod draft;
-#[path = "hostile/hugging_face.rs"]
 mod hugging_face;
 
 use std::path::Path;
 
-use draft::{Draft, array, string, strings};
-use hugging_face::small_safetensors;
+use self::draft::{Draft, array, string, strings};
+use self::hugging_face::small_safetensors;
 
 use puna::format::hf_config::HfConfig;
 use puna::format::mmap::Access;

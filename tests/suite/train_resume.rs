@@ -1,23 +1,14 @@
 //! A run that was killed, interrupted or ran out of disk goes on as if nothing had happened: the
 //! same bits in the end, and nothing lost that was saved before.
 
-#[allow(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/fixture.rs"]
-mod fixture;
-#[allow(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/program.rs"]
-mod program;
-#[allow(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/train.rs"]
-mod train;
-
-use program::finish;
+use crate::support::program::finish;
+use crate::support::train::{Place, Row};
+use crate::support::{fixture, train};
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use train::{Place, Row};
 
 /// Rows of many lengths.
 fn rows(n: usize, salt: usize) -> Vec<Row> {

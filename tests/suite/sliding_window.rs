@@ -1,13 +1,8 @@
 //! A model with Mistral's sliding window computes what plain loops in f64 compute: every position
 //! sees itself and the `window - 1` positions before it.
 
-#[path = "support/engine.rs"]
-mod engine;
-#[path = "support/gguf.rs"]
-mod gguf;
-
-use engine::{append, load};
-use gguf::Draft;
+use crate::support::engine::{append, load};
+use crate::support::gguf::Draft;
 use puna::format::FileDType;
 use puna::format::gguf::keys;
 use puna::model::config::{Config, RopeConfig, RopePairing, RopeScaling};
