@@ -41,7 +41,10 @@ impl<'w> Backward<'w> for Checkpoint<'w> {
         // Its own tape, with the input as a leaf where a gradient of it is wanted.
         cx.tape = Some(Vec::new());
         let leaf = x.and_then(|_| cx.leaf());
-        let out = part(cx, Var::new(input, leaf))?;
+        cx.replaying = true;
+        let out = part(cx, Var::new(input, leaf));
+        cx.replaying = false;
+        let out = out?;
         let seeds = out.node.map(|node| (node, dout));
         drop(out.rows);
         let mut inner = sweep(cx, seeds.into_iter().collect())?;

@@ -48,6 +48,8 @@ pub struct Cx<'a, 'w> {
     pub mode: Mode,
     /// This pass's dropout masks; `None` where nothing is dropped.
     pub dropout: Option<Dropout>,
+    /// Whether a part runs again for its tape alone: nobody reads its result.
+    pub replaying: bool,
     /// Where gradients of parameters are summed; `None` with the tape off.
     pub grads: Option<&'a mut Grads>,
     /// Nodes in the order they ran; `None` stands for a leaf.
@@ -63,7 +65,7 @@ impl<'a, 'w> Cx<'a, 'w> {
         scratch: &'a mut Scratch,
         mode: Mode,
     ) -> Self {
-        Cx { cpu, pool, params, scratch, mode, dropout: None, grads: None, tape: None }
+        Cx { cpu, pool, params, scratch, mode, dropout: None, replaying: false, grads: None, tape: None }
     }
 
     /// Switches the tape on: operations are recorded, and [`super::sweep`] adds to `grads`.

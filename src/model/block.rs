@@ -75,7 +75,7 @@ pub fn forward<'w>(
     let [gate, up] = ops::linears(cx, &h, [&block.w1, &block.w3])?; // [m, hidden_dim]
     drop(h);
     let act = ops::swiglu(cx, gate, up);
-    let out = ops::linear(cx, &act, &block.w2)?;
+    let out = ops::last_linear(cx, &act, &block.w2)?;
     drop(act);
     cx.dropout = dropout;
     Ok(ops::add(cx, x, out))

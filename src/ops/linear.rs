@@ -40,6 +40,21 @@ pub fn linear<'w>(cx: &mut Cx<'_, 'w>, x: &Var<'w>, layer: &'w Linear) -> Result
     Ok(y)
 }
 
+/// [`linear`] as the last step of a part that may run again for its tape alone: it is not computed
+/// then, and its rows hold anything.
+///
+/// # Errors
+/// As [`linear`].
+pub fn last_linear<'w>(cx: &mut Cx<'_, 'w>, x: &Var<'w>, layer: &'w Linear) -> Result<Var<'w>> {
+    if !cx.replaying {
+        return linear(cx, x, layer);
+    }
+    let out = cx.take(x.rows.rows(), layer.w.n);
+    let us = layer.loras.iter().map(|lora| lora.inner(cx, &x.rows)).collect::<Result<_>>()?;
+    let node = record(cx, x, layer, us);
+    Ok(Var::new(out, node))
+}
+
 /// Layers that share their input; at inference their weights are read in one go.
 ///
 /// # Errors
@@ -123,21 +138,31 @@ fn train<'w>(
     if let Some(bias) = &layer.bias {
         rows::add_bias_acc(cx.cpu, out.floats_mut(), bias.values(cx.params));
     }
-    let record = cx.is_recording() && (x.node.is_some() || layer.is_trained());
     let mut us = Vec::new();
     for lora in &layer.loras {
-        let u = lora.forward(cx, out, &x.rows)?;
-        if record {
+        let u = lora.inner(cx, &x.rows)?;
+        lora.add(cx, out, &u)?;
+        if cx.is_recording() {
             us.push(u);
         }
     }
-    if !record {
-        return Ok(None);
+    Ok(record(cx, x, layer, us))
+}
+
+/// Puts a layer on the tape where a derivative passes it.
+fn record<'w>(
+    cx: &mut Cx<'_, 'w>,
+    x: &Var<'w>,
+    layer: &'w Linear,
+    us: Vec<Rows>,
+) -> Option<NodeId> {
+    if !cx.is_recording() || !(x.node.is_some() || layer.is_trained()) {
+        return None;
     }
     // The input is kept only where a weight that meets it is trained.
     let needs_x = layer.w.param().is_some() || layer.loras.iter().any(Lora::is_trained);
     let kept = needs_x.then(|| x.save());
-    Ok(cx.push(LinearNode { layer, x: x.node, kept, us, dropout: cx.dropout }))
+    cx.push(LinearNode { layer, x: x.node, kept, us, dropout: cx.dropout })
 }
 
 struct LinearNode<'w> {

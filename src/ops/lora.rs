@@ -43,16 +43,20 @@ impl Lora {
         out
     }
 
-    /// Adds to `y` [m, out] in a training pass; returns `u = dropout(x) aᵀ` [m, r].
-    pub(super) fn forward(&self, cx: &mut Cx<'_, '_>, y: &mut Rows, x: &Rows) -> Result<Rows> {
+    /// `u = dropout(x) aᵀ` [m, r] in a training pass.
+    pub(super) fn inner(&self, cx: &mut Cx<'_, '_>, x: &Rows) -> Result<Rows> {
         let x = self.dropped(cx, x);
         let mut u = cx.take_f32(x.rows(), self.a.n);
-        let precision = cx.precision();
-        let a = weight(&self.a, cx.params)?.t();
+        let (precision, a) = (cx.precision(), weight(&self.a, cx.params)?.t());
         gemm(cx.cpu, cx.scratch, precision, u.floats_mut(), false, 1.0, factor(&x), a);
-        let b = weight(&self.b, cx.params)?.t();
-        gemm(cx.cpu, cx.scratch, precision, y.floats_mut(), true, self.scale, factor(&u), b);
         Ok(u)
+    }
+
+    /// Adds `scale u bᵀ` to `y` [m, out] in a training pass.
+    pub(super) fn add(&self, cx: &mut Cx<'_, '_>, y: &mut Rows, u: &Rows) -> Result<()> {
+        let (precision, b) = (cx.precision(), weight(&self.b, cx.params)?.t());
+        gemm(cx.cpu, cx.scratch, precision, y.floats_mut(), true, self.scale, factor(u), b);
+        Ok(())
     }
 
     /// Adds to `y` [m, out] while serving.

@@ -19,7 +19,7 @@ pub use add::add;
 pub use attention::{CachedRows, Heads, attention, attention_cached};
 pub use cross_entropy::{Loss, chunk_rows, cross_entropy};
 pub use embedding::embedding;
-pub use linear::{Linear, linear, linears};
+pub use linear::{Linear, last_linear, linear, linears};
 pub use lora::Lora;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
