@@ -65,7 +65,7 @@ pub struct QuantizeArgs {
     /// A name ending in .gguf
     pub output: Option<PathBuf>,
     /// Q4_K, Q8_0 or another type of GGUF
-    #[arg(long = "type", value_name = "T")]
+    #[arg(long = "type", value_name = "T", alias = "dtype")]
     pub r#type: Option<String>,
     /// Replace OUT
     #[arg(long)]
@@ -87,9 +87,9 @@ pub struct MergeArgs {
     /// Directory of the adapter (PEFT)
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// f32, f16 or bf16 [default: the model's]
-    #[arg(long, value_name = "T", hide_possible_values = true)]
-    pub dtype: Option<DType>,
+    /// f32, f16, bf16; in a .gguf also Q8_0 and its like [default: the model's, from 8 bits on]
+    #[arg(long, value_name = "T", alias = "type")]
+    pub dtype: Option<String>,
     /// Replace OUT
     #[arg(long)]
     pub overwrite: bool,
@@ -118,7 +118,7 @@ pub fn run_quantize(args: &QuantizeArgs) -> Result<(), Failure> {
     let Some(name) = &args.r#type else {
         return Err(missing("no type named", "--type Q4_K is a good start"));
     };
-    let dtype = dtype_named(name).map_err(|error| Failure::usage(error.to_string()))?;
+    let dtype = named(name)?;
     if Form::of(out) != Form::Gguf {
         let what = format!("{}: quantised models are .gguf files", out.display());
         return Err(missing(&what, "name the output something.gguf"));
@@ -136,12 +136,16 @@ pub fn run_merge(args: &MergeArgs) -> Result<(), Failure> {
     let Some(adapter) = args.adapter.as_deref() else {
         return Err(missing("no adapter named", "give --adapter DIR"));
     };
-    let dtype = args.dtype.map(FileDType::from);
+    let dtype = args.dtype.as_deref().map(named).transpose()?;
     let job = Job { out, overwrite: args.overwrite, common: &args.common };
     job.run(Some(adapter), |options| {
         let (written, merged) = convert::merge(model, adapter, out, dtype, options)?;
         Ok((written, Some(merged)))
     })
+}
+
+fn named(name: &str) -> Result<FileDType, Failure> {
+    dtype_named(name).map_err(|error| Failure::usage(error.to_string()))
 }
 
 fn missing(what: &str, hint: &str) -> Failure {

@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use puna_cpu::quant::BlockType;
+
 use crate::error::{Error, Result};
 use crate::format::FileDType;
 use crate::model::adapter::read_adapter;
@@ -43,6 +45,22 @@ fn main_dtype(source: &dyn WeightSource) -> Result<FileDType> {
     Ok(source.dtype(Weight::Block(0, BlockWeight::Wq))?.unwrap_or(FileDType::F32))
 }
 
+fn kept(source: &dyn WeightSource, weight: Weight) -> Result<FileDType> {
+    Ok(source.dtype(weight)?.unwrap_or(FileDType::F32))
+}
+
+/// The type in which a sum keeps what was added to weights of type `base`. Weights of few bits
+/// stand on a coarse grid; what an adapter adds is mostly less than half of its step, so that
+/// rounding to the same grid would take all of it away.
+fn holding(base: FileDType) -> FileDType {
+    match base {
+        FileDType::Block(block) if block.row_bytes(256) < BlockType::Q8_0.row_bytes(256) => {
+            FileDType::Block(BlockType::Q8_0)
+        }
+        other => other,
+    }
+}
+
 /// Writes a source in the form that `out` asks for. Without `dtype` weights keep the type that they
 /// have; in a directory, which has one type for all and no blocks, quantised ones become BF16.
 fn write(
@@ -54,7 +72,7 @@ fn write(
 ) -> Result<Written> {
     match Form::of(out) {
         Form::Gguf => {
-            let kept = |weight| Ok(source.dtype(weight)?.unwrap_or(FileDType::F32));
+            let kept = |weight| kept(source, weight);
             let chosen = |weight| dtype.map_or_else(|| kept(weight), Ok);
             write_gguf(out, source, extras, &chosen, options)
         }
@@ -115,7 +133,7 @@ pub fn quantize(
 
 /// Adds an adapter to a model's weights, `W + scale B A` in f32, and writes the sum. Without
 /// `dtype` weights keep the type of the base: in a GGUF file those that the adapter does not touch
-/// are copied, the others quantised again.
+/// are copied, the others are Q8_0 where the base has fewer bits, which could not hold the sum.
 ///
 /// # Errors
 /// As [`convert`], and what [`read_adapter`] returns.
@@ -129,6 +147,26 @@ pub fn merge(
     let checkpoint = Checkpoint::open(model)?;
     let adapter = read_adapter(adapter, &checkpoint.config)?;
     let merged = Merged::new(&checkpoint, &adapter);
-    let written = write(out, &merged, Extras::of(&checkpoint), dtype, options)?;
+    let extras = Extras::of(&checkpoint);
+    let written = match (Form::of(out), dtype) {
+        (Form::Gguf, None) => {
+            let chosen = |weight| match merged.touches(weight) {
+                true => Ok(holding(kept(&merged, weight)?)),
+                false => kept(&merged, weight),
+            };
+            let mut written = write_gguf(out, &merged, extras, &chosen, options)?;
+            let base = main_dtype(&merged)?;
+            if holding(base) != base {
+                let what = format!(
+                    "matrices with the adapter added are {}: rounding them to {base} again would \
+                     undo most of it (--dtype {base} does so)",
+                    holding(base)
+                );
+                written.notes.push(what);
+            }
+            written
+        }
+        _ => write(out, &merged, extras, dtype, options)?,
+    };
     Ok((written, adapter.pairs.len()))
 }

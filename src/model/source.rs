@@ -176,6 +176,11 @@ impl<'a> Merged<'a> {
         Merged { base, adapter }
     }
 
+    /// Whether the adapter changes a weight.
+    pub fn touches(&self, weight: Weight) -> bool {
+        self.pair(weight).is_some()
+    }
+
     fn pair(&self, weight: Weight) -> Option<&LoraPair> {
         let (layer, target) = target_of(weight)?;
         self.adapter.get(layer, target)
