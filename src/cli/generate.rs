@@ -4,13 +4,16 @@ use super::args::{
     Common, HELP, ModelArgs, Sampling, Threads, check_token_ids, positive, token_ids,
 };
 use super::failure::Failure;
-use super::output::{sequence_json, summary};
+use super::output::{sequence_json, speculation_json, speculation_summary, summary};
 use super::session::Session;
 use super::terminal::{print, print_line};
 use super::{dataset, interrupt};
 use crate::error::{Error, Result};
-use crate::infer::{Context, GenerateOptions, Generation, generate};
-use crate::model::llama::KvType;
+use crate::infer::{
+    Context, Draft, DraftModel, GenerateOptions, Generation, Speculation, generate,
+    generate_speculative,
+};
+use crate::model::llama::{KvType, LoadOptions};
 use crate::text::Message;
 use clap::Args;
 use std::path::PathBuf;
@@ -54,6 +57,15 @@ pub struct GenerateArgs {
     /// With --json: K likeliest at each token
     #[arg(long, value_name = "K")]
     pub logprobs: Option<usize>,
+    /// Let this smaller model guess ahead
+    #[arg(long, value_name = "MODEL", conflicts_with = "prompt_lookup")]
+    pub draft: Option<PathBuf>,
+    /// Guess what stood in the text before
+    #[arg(long)]
+    pub prompt_lookup: bool,
+    /// Most tokens guessed at once [default: 8]
+    #[arg(long, value_name = "K", value_parser = positive)]
+    pub draft_tokens: Option<usize>,
     /// Context size [default: as needed]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub ctx: Option<usize>,
@@ -126,15 +138,50 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
         true => print(text),
         false => Ok(()),
     };
+    let mut draft = draft(args, &session, capacity, kv)?;
     let Session { model, workspace, .. } = &mut session;
     let cancel = interrupt::flag();
-    let generation =
-        generate(model, workspace, &mut context, &prompt.ids, &options, cancel, &mut sink)?;
-    print_results(args, &session, &prompt, &generation)?;
+    let (ids, context) = (&prompt.ids[..], &mut context);
+    let generation = match &mut draft {
+        None => generate(model, workspace, context, ids, &options, cancel, &mut sink),
+        Some(draft) => generate_speculative(
+            model, workspace, context, draft, ids, &options, cancel, &mut sink,
+        ),
+    }?;
+    let done = draft.map(|draft| draft.done);
+    print_results(args, &session, &prompt, &generation, done)?;
     if generation.context_full {
         session.warn_full(capacity);
     }
     if generation.cancelled() { Err(Failure::Interrupted) } else { Ok(()) }
+}
+
+/// Most tokens guessed at once where nothing says how many.
+const DRAFT_TOKENS: usize = 8;
+
+impl GenerateArgs {
+    fn speculates(&self) -> bool {
+        self.draft.is_some() || self.prompt_lookup
+    }
+}
+
+/// What guesses ahead, where the flags ask for it.
+fn draft(
+    args: &GenerateArgs,
+    session: &Session,
+    capacity: usize,
+    kv: KvType,
+) -> Result<Option<Draft>> {
+    let most = args.draft_tokens.unwrap_or(DRAFT_TOKENS);
+    if args.prompt_lookup {
+        return Ok(Some(Draft::lookup(most)));
+    }
+    let Some(path) = &args.draft else { return Ok(None) };
+    let (threads, exact) = (args.threads.count(), args.model.exact);
+    let options = LoadOptions { threads, exact, adapters: vec![] };
+    let model = session.model.load_beside(path, &options)?;
+    let model = DraftModel::new(model, &session.model, capacity, kv)?;
+    Ok(Some(Draft::model(model, most)))
 }
 
 /// Refuses combinations that mean nothing.
@@ -156,6 +203,16 @@ fn check(args: &GenerateArgs) -> Result<(), Failure> {
         }
         _ if args.system.is_some() && !args.chat => {
             refuse("--system without --chat", "add --chat to apply the model's template")
+        }
+        _ if args.draft_tokens.is_some() && !args.speculates() => refuse(
+            "--draft-tokens without a draft",
+            "--draft MODEL or --prompt-lookup says who guesses",
+        ),
+        Some(_) if args.speculates() => {
+            refuse("--draft or --prompt-lookup with --dataset", "records share passes already")
+        }
+        _ if args.speculates() && args.n.is_some_and(|n| n > 1) => {
+            refuse("--draft or --prompt-lookup with --n above 1", "a draft continues one sequence")
         }
         _ if args.n.is_some_and(|n| n > MAX_SEQUENCES) => refuse(
             &format!("--n above {MAX_SEQUENCES}"),
@@ -231,11 +288,15 @@ fn print_results(
     session: &Session,
     prompt: &Prompt,
     generation: &Generation,
+    speculation: Option<Speculation>,
 ) -> Result<()> {
     let many = generation.sequences.len() > 1;
     for (index, one) in generation.sequences.iter().enumerate() {
         if args.common.json {
-            let value = sequence_json(&prompt.text, &prompt.ids, one, session.load_ms);
+            let mut value = sequence_json(&prompt.text, &prompt.ids, one, session.load_ms);
+            if let Some(done) = &speculation {
+                value["speculation"] = speculation_json(done);
+            }
             print_line(&value.to_string())?;
         } else if session.model.text.is_none() {
             let ids: Vec<String> = one.tokens.iter().map(u32::to_string).collect();
@@ -248,6 +309,9 @@ fn print_results(
             print_line("")?;
         }
         session.log.detail(summary(prompt.ids.len(), generation.n_reused, one));
+        if let Some(done) = &speculation {
+            session.log.detail(speculation_summary(done));
+        }
     }
     Ok(())
 }
@@ -272,7 +336,7 @@ mod tests {
 
     #[test]
     fn combinations_that_mean_nothing_are_refused() {
-        let cases: [(&[&str], &str); 12] = [
+        let cases: [(&[&str], &str); 15] = [
             (&[], "nothing to continue"),
             (&["-p", "x", "--tokens", "1"], "cannot be used with"),
             (&["-p", "x", "--dataset", "d"], "cannot be used with"),
@@ -284,7 +348,10 @@ mod tests {
             (&["-p", "x", "--n", "1000"], "--n above 256"),
             (&["-p", "x", "--kv-type", "q4"], "q4"),
             (&["--tokens", "1,x"], "tokens = \"x\""),
-            (&["-p", "x", "--draft", "d"], "unexpected argument '--draft'"),
+            (&["-p", "x", "--draft", "d", "--prompt-lookup"], "cannot be used with"),
+            (&["-p", "x", "--draft-tokens", "4"], "--draft-tokens without"),
+            (&["-p", "x", "--prompt-lookup", "--n", "2"], "--n above 1"),
+            (&["--dataset", "d", "--output", "o", "--draft", "d"], "with --dataset"),
         ];
         for (args, part) in cases {
             let message = refusal(args);

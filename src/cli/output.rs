@@ -1,6 +1,6 @@
 //! The stable JSON of a generated sequence.
 
-use crate::infer::{Generated, Percentiles, Timings, TokenLogprobs};
+use crate::infer::{Generated, Percentiles, Speculation, Timings, TokenLogprobs};
 use serde_json::{Value, json};
 
 /// One sequence as an object: see `generate --json`.
@@ -40,6 +40,32 @@ fn timings_json(timings: &Timings, load_ms: f64) -> Value {
 /// Percentiles in milliseconds.
 pub fn percentiles_json(p: &Percentiles) -> Value {
     json!({"p50": p.p50_ms, "p99": p.p99_ms, "p999": p.p999_ms, "max": p.max_ms})
+}
+
+/// What speculation did.
+pub fn speculation_json(done: &Speculation) -> Value {
+    json!({
+        "steps": done.steps,
+        "tokens": done.tokens,
+        "proposed": done.proposed,
+        "accepted": done.accepted,
+        "tokens_per_step": done.tokens_per_step(),
+        "speed_up": done.speed_up(),
+    })
+}
+
+/// One line for people about what speculation did.
+pub fn speculation_summary(done: &Speculation) -> String {
+    let Speculation { steps, proposed, accepted, .. } = *done;
+    let per_step = done.tokens_per_step();
+    let mut line = format!(
+        "speculation: {accepted} of {proposed} guesses right, {per_step:.2} tokens a step in \
+         {steps} steps"
+    );
+    if let Some(factor) = done.speed_up() {
+        line += &format!(", {factor:.2} times as fast as without");
+    }
+    line
 }
 
 /// One line for people about what a sequence took.

@@ -67,9 +67,28 @@ impl Context {
     /// logits are needed); returns the number of positions kept.
     pub(super) fn keep_common_prefix(&mut self, prompt: &[u32]) -> usize {
         let kept = common_prefix(&self.ids, prompt).min(self.cache.len());
-        self.ids.truncate(kept);
-        self.cache.truncate(kept);
+        self.truncate(kept);
         kept
+    }
+
+    /// Forgets everything from position `len` on.
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.ids.truncate(len);
+        self.cache.truncate(len);
+    }
+
+    /// Brings the next tokens through the model.
+    pub(super) fn run(
+        &mut self,
+        model: &Model,
+        ws: &mut Workspace,
+        tokens: &[u32],
+        logits: LogitsFor,
+    ) -> Result<()> {
+        let segment = Segment { tokens, cache: &mut self.cache, logits, rope_len: None };
+        model.forward(ws, &mut [segment])?;
+        self.ids.extend_from_slice(tokens);
+        Ok(())
     }
 
     /// A copy of the cache that goes on independently.
@@ -231,16 +250,14 @@ fn decode_step(
     sequences: &mut [Sequence<'_>],
     sink: &mut Sink<'_>,
 ) -> Result<()> {
-    let Context { cache, ids } = context;
     if let [sequence] = &mut *sequences
         && let Some(&token) = sequence.last()
     {
         // The usual case: nothing is collected on the heap.
-        let segment = Segment { tokens: &[token], cache, logits: LogitsFor::Last, rope_len: None };
-        model.forward(ws, &mut [segment])?;
-        ids.push(token);
+        context.run(model, ws, &[token], LogitsFor::Last)?;
         return sink(0, &sequence.advance(ws.logits(0))?);
     }
+    let Context { cache, ids } = context;
     let caches = std::iter::once(cache).chain(forks.iter_mut());
     let mut segments: Vec<Segment<'_>> = sequences
         .iter()

@@ -7,6 +7,7 @@ pub mod batch;
 pub mod generate;
 pub mod sampler;
 pub mod sequence;
+pub mod speculative;
 pub mod stop;
 pub mod timing;
 
@@ -14,5 +15,6 @@ pub use batch::{Prompts, generate_batch};
 pub use generate::{Context, GenerateOptions, Generated, Generation, generate};
 pub use sampler::{Sampler, SamplerConfig};
 pub use sequence::{FinishReason, Sequence, TokenLogprobs};
+pub use speculative::{Draft, DraftModel, PromptLookup, Speculation, generate_speculative};
 pub use stop::StopMatcher;
 pub use timing::{Percentiles, Timings};

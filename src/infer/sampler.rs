@@ -118,6 +118,13 @@ impl Sampler {
         }
     }
 
+    /// Takes over the random stream of `other` and the ids that it has seen, so that both choose
+    /// alike from equal logits.
+    pub fn follow(&mut self, other: &Sampler) {
+        self.rng.clone_from(&other.rng);
+        self.seen.clone_from(&other.seen);
+    }
+
     /// The next token. Logits of minus infinity are never chosen.
     ///
     /// # Errors

@@ -157,6 +157,16 @@ impl<'t> Sequence<'t> {
         Ok(shown.text)
     }
 
+    /// How it chooses.
+    pub(super) fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
+    /// Tokens that it may still get.
+    pub(super) fn left(&self) -> usize {
+        self.max_new_tokens.saturating_sub(self.tokens.len())
+    }
+
     /// The last token chosen, not yet in the cache while the sequence goes on.
     pub fn last(&self) -> Option<&u32> {
         self.tokens.last()

@@ -45,7 +45,7 @@ pub struct Model {
     pub generation: GenerationDefaults,
     weights: Weights,
     params: Params, // none: nothing is trained while serving
-    cpu: Cpu,
+    cpu: Arc<Cpu>,
     exact: bool,
 }
 
@@ -103,8 +103,19 @@ impl Model {
     /// # Errors
     /// When the checkpoint is not there, is broken, or needs something that Puna does not do.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
+        Model::load_on(path, options, Arc::new(Cpu::new(options.threads)?))
+    }
+
+    /// Opens a model whose work the threads of `self` will do. Two teams would fight for the cores.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_beside(&self, path: &Path, options: &LoadOptions) -> Result<Model> {
+        Model::load_on(path, options, Arc::clone(&self.cpu))
+    }
+
+    fn load_on(path: &Path, options: &LoadOptions, cpu: Arc<Cpu>) -> Result<Model> {
         let checkpoint = Checkpoint::open(path)?;
-        let cpu = Cpu::new(options.threads)?;
         // The tokenizer is built while the weights load.
         let (text, weights) = std::thread::scope(|scope| {
             let text = scope.spawn(|| text_parts(&checkpoint));

@@ -20,6 +20,7 @@ mod model_parity;
 mod quickstart;
 mod sliding_window;
 mod smollm2;
+mod speculative;
 mod text_export;
 mod text_hostile;
 mod text_presets;

@@ -77,3 +77,32 @@ fn a_difference_is_shown_and_a_bound_that_it_passes_fails() {
     assert_eq!(out.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&out.stderr).contains("vocabulary"));
 }
+
+#[test]
+fn a_merge_into_weights_of_few_bits_keeps_the_adapter() {
+    let base = fixture("mini-gqa");
+    let adapter = base.join("lora-all-init");
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let run = |args: &[&str]| {
+        let out = puna(args);
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        out
+    };
+    run(&["quantize", path(&base), path(&at("q4.gguf")), "--type", "q4_0"]);
+    let q4 = at("q4.gguf");
+    let merge = ["merge", path(&q4), "--adapter", path(&adapter)];
+    let out = run(&[&merge[..], &[path(&at("kept.gguf")), "--json"]].concat());
+    let types = &json(&out)["tensor_types"];
+    assert!(types.get("Q4_0").is_none_or(|n| n == 1) && types["Q8_0"] == 28, "{types}");
+    assert!(String::from_utf8_lossy(&out.stderr).contains("Q4_0"), "it says so");
+    run(&[&merge[..], &[path(&at("rounded.gguf")), "--dtype", "q4_0"]].concat());
+    let kl = |merged: &str| {
+        let other = at(merged);
+        let args = ["verify", path(&q4), path(&other), "--adapter", path(&adapter)];
+        let out = run(&[&args[..], &["--tokens", TOKENS, "--json"]].concat());
+        json(&out)["kl"].as_f64().expect("a number")
+    };
+    let (kept, rounded) = (kl("kept.gguf"), kl("rounded.gguf"));
+    assert!(kept < rounded / 10.0, "{kept} and {rounded}");
+}
