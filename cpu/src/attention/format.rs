@@ -9,6 +9,8 @@ use half::{bf16, f16};
 pub(super) trait Format: Copy + Sync {
     /// Dimensions that share a scale.
     const GROUP: usize;
+    /// Bytes of a number.
+    const BYTES: usize;
 
     /// The part of one head.
     fn head(self, head: usize, n_kv_heads: usize) -> Self;
@@ -28,6 +30,12 @@ pub(super) trait Format: Copy + Sync {
     /// # Safety
     /// `self` is one head, `pos` a position of it, and d a multiple of `V::LANES` below the width.
     unsafe fn v<V: Vector>(self, pos: usize, d: usize) -> V;
+
+    /// Where the keys of a block of positions begin, also of one that is not there: for hints.
+    fn k_at(self, block: usize) -> *const u8;
+
+    /// Where the value at a position begins, likewise.
+    fn v_at(self, pos: usize) -> *const u8;
 }
 
 /// A number that is widened by itself.
@@ -83,6 +91,7 @@ impl<'a, E: Element> Unscaled<'a, E> {
 
 impl<E: Element> Format for Unscaled<'_, E> {
     const GROUP: usize = usize::MAX;
+    const BYTES: usize = size_of::<E>();
 
     #[inline(always)]
     fn head(self, head: usize, n_kv_heads: usize) -> Self {
@@ -107,6 +116,14 @@ impl<E: Element> Format for Unscaled<'_, E> {
         // SAFETY: the caller's promise keeps the vector inside the row; the width is a multiple
         // of LANES.
         unsafe { E::widen(self.v.as_ptr().add(at)) }
+    }
+    #[inline(always)]
+    fn k_at(self, block: usize) -> *const u8 {
+        self.k.as_ptr().wrapping_add(block * self.head_dim * BLOCK).cast()
+    }
+    #[inline(always)]
+    fn v_at(self, pos: usize) -> *const u8 {
+        self.v.as_ptr().wrapping_add(pos * self.width).cast()
     }
 }
 
@@ -145,6 +162,7 @@ impl<'a> Scaled<'a> {
 
 impl Format for Scaled<'_> {
     const GROUP: usize = GROUP;
+    const BYTES: usize = 1;
 
     #[inline(always)]
     fn head(self, head: usize, n_kv_heads: usize) -> Self {
@@ -177,5 +195,13 @@ impl Format for Scaled<'_> {
         let scale = unsafe { *self.v_scales.get_unchecked(at) };
         // SAFETY: the caller's promise.
         unsafe { self.codes.v::<V>(pos, d) }.mul(V::splat(scale))
+    }
+    #[inline(always)]
+    fn k_at(self, block: usize) -> *const u8 {
+        self.codes.k_at(block)
+    }
+    #[inline(always)]
+    fn v_at(self, pos: usize) -> *const u8 {
+        self.codes.v_at(pos)
     }
 }

@@ -313,6 +313,7 @@ impl<V: Vector, F: Format> Work<'_, V, F> {
             stats: &mut stats,
             head_dim: plan.head_dim,
             width: plan.width,
+            fetch: tile == 0,
         };
         let start = chunk * CHUNK;
         // SAFETY: kv is one head of the cache that the plan's sizes come from; every visible

@@ -16,8 +16,11 @@
 use super::CHUNK;
 use super::format::Format;
 use super::kv::BLOCK;
-use crate::simd::{Kernel, Vector, exp};
+use crate::simd::{Kernel, Vector, exp, prefetch};
 use std::ops::Range;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Maximum and sum of a row's chunk; `o` lies beside it.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +44,8 @@ pub(super) struct Tile<'a> {
     pub(super) stats: &'a mut [Stat],
     pub(super) head_dim: usize,
     pub(super) width: usize,
+    /// Whether keys and values are to be asked for ahead of their use: they are not in a cache yet.
+    pub(super) fetch: bool,
 }
 
 impl Tile<'_> {
@@ -101,17 +106,17 @@ impl Tile<'_> {
     /// leave registers for operands.
     #[inline(always)]
     fn scores<V: Vector, F: Format>(&mut self, kv: F, r: usize, start: usize, range: Range<usize>) {
-        let head_dim = self.head_dim;
+        let (head_dim, fetch) = (self.head_dim, self.fetch);
         let (q, s) = (self.q, &mut *self.s);
         match r {
-            1 => V::enter(Scores::<F, 1, 4> { kv, q, s, head_dim, start, range }),
-            2 => V::enter(Scores::<F, 2, 4> { kv, q, s, head_dim, start, range }),
+            1 => V::enter(Scores::<F, 1, 4> { kv, q, s, head_dim, start, range, fetch }),
+            2 => V::enter(Scores::<F, 2, 4> { kv, q, s, head_dim, start, range, fetch }),
             4 if V::TILE_ROWS == 8 => {
-                V::enter(Scores::<F, 4, 4> { kv, q, s, head_dim, start, range })
+                V::enter(Scores::<F, 4, 4> { kv, q, s, head_dim, start, range, fetch })
             }
-            4 => V::enter(Scores::<F, 4, 2> { kv, q, s, head_dim, start, range }),
+            4 => V::enter(Scores::<F, 4, 2> { kv, q, s, head_dim, start, range, fetch }),
             _ if V::TILE_ROWS == 8 => {
-                V::enter(Scores::<F, 8, 2> { kv, q, s, head_dim, start, range })
+                V::enter(Scores::<F, 8, 2> { kv, q, s, head_dim, start, range, fetch })
             }
             _ => {}
         }
@@ -154,6 +159,7 @@ struct Scores<'a, F, const R: usize, const NV: usize> {
     head_dim: usize,
     start: usize,
     range: Range<usize>,
+    fetch: bool,
 }
 
 impl<F: Format, const R: usize, const NV: usize> Kernel for Scores<'_, F, R, NV> {
@@ -161,7 +167,7 @@ impl<F: Format, const R: usize, const NV: usize> Kernel for Scores<'_, F, R, NV>
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Scores { kv, q, s, head_dim, start, range } = self;
+        let Scores { kv, q, s, head_dim, start, range, fetch } = self;
         // 1, 2 or 4 blocks: `at + step` then is beyond neither CHUNK nor a capacity in steps of
         // 64 when `at` is below a visible position.
         let step = NV * V::LANES;
@@ -171,6 +177,9 @@ impl<F: Format, const R: usize, const NV: usize> Kernel for Scores<'_, F, R, NV>
             let block = (start + at) / BLOCK;
             let place = |n: usize| (block + n * V::LANES / BLOCK, n * V::LANES % BLOCK);
             let mut acc = [[V::splat(0.0); NV]; R];
+            // Of the next step's keys and of this step's values a share with every dimension.
+            let share = step * F::BYTES;
+            let ahead = (kv.k_at(block + step / BLOCK), kv.v_at(start + at));
             let (mut d, mut group) = (0, 0);
             while d < head_dim {
                 let end = d.saturating_add(F::GROUP).min(head_dim);
@@ -181,6 +190,12 @@ impl<F: Format, const R: usize, const NV: usize> Kernel for Scores<'_, F, R, NV>
                     *scale = unsafe { kv.k_scale(block, group, lane) };
                 }
                 for d in d..end {
+                    if fetch {
+                        for line in (0..share).step_by(LINE) {
+                            prefetch(ahead.0.wrapping_add(d * share + line));
+                            prefetch(ahead.1.wrapping_add(d * share + line));
+                        }
+                    }
                     let mut k = scale;
                     for (n, k) in k.iter_mut().enumerate() {
                         let (block, lane) = place(n);

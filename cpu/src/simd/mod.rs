@@ -143,6 +143,18 @@ pub(crate) fn get_or<V: Vector>(x: &[f32], fill: f32) -> V {
     unsafe { V::load(lanes.as_ptr()) }
 }
 
+/// Asks for the cache line of an address, whatever the address is: a hint, never a fault.
+#[inline(always)]
+pub(crate) fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; SSE is part of the architecture.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// Up to `LANES` elements of any type, zeros in the lanes beyond.
 #[inline(always)]
 pub(crate) fn get<V: Vector>(x: &[impl Elem]) -> V {
