@@ -39,14 +39,15 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
         std::fs::metadata(data).map_err(|source| Error::io(data, source))?;
     }
     let mut model = TuneModel::open(path, &setup.tune)?;
-    let prepared = prepare(&setup.dataset, &model, &setup.data, log)?;
+    let prepared = prepare(&setup.dataset, &model, &setup.data, log, &[])?;
     if let Some(n) = args.data.show_batch {
         return show(n, &prepared.train, &model, &setup);
     }
     let held_out = match &args.eval.eval_dataset {
         Some(path) => {
             let options = DataOptions { holdout: None, ..setup.data.clone() };
-            Some(prepare(path, &model, &options, log)?.train)
+            let said = &prepared.report.warnings;
+            Some(prepare(path, &model, &options, log, said)?.train)
         }
         None => prepared.held_out,
     };
@@ -120,12 +121,14 @@ fn check_output(output: &Path, model: &Path, args: &TrainArgs) -> Result<(), Fai
     Ok(())
 }
 
-/// The rows of a data set, with a bar while they are made, and what the user should know of them.
+/// The rows of a data set, with a bar while they are made, and what the user should know of them
+/// but for what was said before.
 fn prepare(
     path: &Path,
     model: &TuneModel,
     options: &DataOptions,
     log: Log,
+    said: &[String],
 ) -> Result<Prepared, Failure> {
     let bar = log.bar(0, "bytes of data");
     let mut progress = |now: data::Progress| {
@@ -137,7 +140,9 @@ fn prepare(
     bar.finish_and_clear();
     let prepared = prepared.map_err(usage)?;
     let report = &prepared.report;
-    report.warnings.iter().for_each(|text| log.warn(text));
+    for text in report.warnings.iter().filter(|text| !said.contains(text)) {
+        log.warn(text);
+    }
     if report.skipped > 0 {
         let first = report.skipped_first.first().map(String::as_str).unwrap_or_default();
         log.warn(format!("{} instances left out; the first: {first}", report.skipped));
