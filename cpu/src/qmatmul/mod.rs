@@ -231,22 +231,19 @@ pub unsafe fn panels_product(
                 }
                 return;
             }
-            for (blocks, rows) in avx512::cut(acts.n_blocks(), m) {
-                for p in panels.clone().step_by(2) {
-                    let pair = p + 1 < panels.end;
-                    let columns = if pair { 2 * ROWS } else { ROWS }.min(w.n - p * ROWS);
-                    let both = [Some(w.panel(p)), pair.then(|| w.panel(p + 1))];
-                    let (blocks, rows) = (blocks.clone(), rows.clone());
-                    // SAFETY: rows 0..m of these columns lie inside `out` by the first assertion
-                    // and are ours by this function's contract; the features as above.
-                    unsafe {
-                        let (to, stride) = (out.as_ptr().add(p * ROWS), w.n);
-                        let scratch = &mut scratch.pairs;
-                        avx512::panels_many(
-                            w.block, to, stride, columns, both, scratch, acts, blocks, rows,
-                        );
-                    }
+            let mut p = panels.start;
+            while p < panels.end {
+                let pair = p + 1 < panels.end;
+                let columns = if pair { 2 * ROWS } else { ROWS }.min(w.n - p * ROWS);
+                let both = [Some(w.panel(p)), pair.then(|| w.panel(p + 1))];
+                // SAFETY: rows 0..m of these columns lie inside `out` by the first assertion and
+                // are ours by this function's contract; the features as above.
+                unsafe {
+                    let to = out.as_ptr().add(p * ROWS);
+                    let scratch = &mut scratch.pairs;
+                    avx512::panels_many(w.block, to, w.n, columns, both, scratch, acts, m);
                 }
+                p += 2;
             }
         }
         #[cfg(target_arch = "x86_64")]

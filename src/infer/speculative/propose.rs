@@ -4,7 +4,7 @@ use super::{Pace, Speculation};
 use crate::error::{Error, Result};
 use crate::infer::generate::{Context, prefill};
 use crate::infer::sampler::{Sampler, SamplerConfig};
-use crate::model::llama::{KvType, LogitsFor, Model, Segment, Workspace};
+use crate::model::llama::{KvType, LogitsFor, Model, Workspace};
 use std::sync::atomic::AtomicBool;
 
 /// The longest ending that is looked for in the text before it.

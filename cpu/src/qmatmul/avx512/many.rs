@@ -1,11 +1,4 @@
 //! The many-row kernel: two panels unpacked to bytes, then tiles of six rows of activations.
-//!
-//! ```text
-//! for part of the inputs, for part of the rows      whose activations stay in the second level
-//!   for pair of panels                              unpacked once
-//!     for smaller part of the inputs                whose codes stay in the first level
-//!       for tile of six rows                        sums in registers, results kept in `out`
-//! ```
 
 use super::codec::{Codec, id_of};
 use super::{begin, fetch_ahead, fold, quad};
@@ -14,34 +7,10 @@ use crate::qmatmul::layout::{BLOCK, CODES, GROUPS, Layout, ROWS, VECTOR};
 use crate::quant::BlockType;
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 /// Rows of activations of one tile of the many-row kernel: with two panels, 12 accumulators of
 /// each kind leave room for the operands in 32 registers.
 const TILE: usize = 6;
-/// Blocks of inputs at most whose codes of two panels stay in the first-level cache: 1.5 KiB each.
-const NEAR_BLOCKS: usize = 16;
-/// Blocks of inputs at most that are unpacked at once.
-const FAR_BLOCKS: usize = 64;
-/// Bytes of activations, codes and metas, that stay in the second-level cache beside them.
-const ACTS_BYTES: usize = 768 << 10;
-
-/// `range` in equal parts of at most `most`.
-fn parts(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
-    let n_parts = range.len().div_ceil(most).max(1);
-    let step = range.len().div_ceil(n_parts).max(1);
-    range.clone().step_by(step).map(move |from| from..(from + step).min(range.end))
-}
-
-/// The parts of a product that its caller goes through, outermost first: blocks of inputs, and rows
-/// of activations.
-pub fn cut(n_blocks: usize, m: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
-    parts(0..n_blocks, FAR_BLOCKS).flat_map(move |blocks| {
-        let rows = ACTS_BYTES / (blocks.len() * (BLOCK + size_of::<BlockMeta>()));
-        let rows = (rows / TILE).max(1) * TILE;
-        (0..m).step_by(rows).map(move |from| (blocks.clone(), from..(from + rows).min(m)))
-    })
-}
 
 /// The sums of a whole tile, which the six-row kernels take.
 #[inline(always)]
@@ -70,31 +39,26 @@ impl Scratch {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn fill<const B: u8>(
-    scratch: &mut Scratch,
-    panel: &[u8],
-    which: usize,
-    n_blocks: usize,
-    blocks: Range<usize>,
-) {
+fn fill<const B: u8>(scratch: &mut Scratch, panel: &[u8], which: usize, n_blocks: usize) {
     let layout = Codec::<B>::LAYOUT;
-    let n = blocks.len();
-    assert!(panel.len() >= layout.panel_bytes(n_blocks) && which < 2 && blocks.end <= n_blocks);
-    assert!(scratch.codes.len() >= n * 2 * CODES);
-    assert!(scratch.scales.len() >= n * 4 * ROWS && scratch.mins.len() >= n * 4 * ROWS);
-    for (i, b) in blocks.enumerate() {
-        // SAFETY: b < n_blocks, so inside the panel; i < n, so inside the scratch.
+    assert!(panel.len() >= layout.panel_bytes(n_blocks) && which < 2);
+    assert!(scratch.codes.len() >= n_blocks * 2 * CODES);
+    assert!(
+        scratch.scales.len() >= n_blocks * 4 * ROWS && scratch.mins.len() >= n_blocks * 4 * ROWS
+    );
+    for b in 0..n_blocks {
+        // SAFETY: b < n_blocks: inside the panel and inside the scratch, by the assertions.
         unsafe {
             let p = panel.as_ptr();
             let at = layout.at(n_blocks, b);
             fetch_ahead::<B>(p.add(at.codes));
             let w = Codec::<B>::codes(p.add(at.codes));
-            let to = scratch.codes.as_mut_ptr().add((2 * i + which) * CODES);
+            let to = scratch.codes.as_mut_ptr().add((2 * b + which) * CODES);
             for (g, w) in w.into_iter().enumerate() {
                 _mm512_storeu_si512(to.add(g * VECTOR).cast(), w);
             }
             let (scale, min) = Codec::<B>::scales(p.add(at.scales), p.add(at.header));
-            let at = (2 * i + which) * 2 * ROWS;
+            let at = (2 * b + which) * 2 * ROWS;
             for h in 0..2 {
                 _mm512_storeu_ps(scratch.scales.as_mut_ptr().add(at + h * ROWS), scale[h]);
                 _mm512_storeu_ps(scratch.mins.as_mut_ptr().add(at + h * ROWS), min[h]);
@@ -288,14 +252,11 @@ unsafe fn six_rows_two_halves(
     }
 }
 
-/// One tile: `M` rows from `first` on, two panels, the inputs of `blocks`, into
-/// `out[m * stride + 0..32]`; sums of earlier blocks are taken from there.
+/// One tile: `M` rows from `first` on, two panels, into `out[m * stride + 0..32]`.
 ///
 /// # Safety
-/// `out` points to room for the tile; `scratch` holds blocks `filled` of two panels, among them
-/// `blocks`, which are blocks of the activations.
+/// `out` points to room for the tile; `scratch` holds two panels of the activations' width.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-#[allow(clippy::too_many_arguments, reason = "a tile's address in four tables")]
 unsafe fn tile<const HALVES: bool, const MINS: bool, const M: usize>(
     out: *mut f32,
     stride: usize,
@@ -304,34 +265,20 @@ unsafe fn tile<const HALVES: bool, const MINS: bool, const M: usize>(
     first: usize,
     shift: u32,
     columns: usize,
-    filled: usize,
-    blocks: Range<usize>,
 ) {
-    let k = acts.n_blocks() * BLOCK;
+    let n_blocks = acts.n_blocks();
+    let k = n_blocks * BLOCK;
     let rows: [*const i8; M] = std::array::from_fn(|m| acts.codes(first + m).as_ptr());
     let metas: [*const BlockMeta; M] = std::array::from_fn(|m| acts.meta(first + m).as_ptr());
     let shift = _mm_cvtsi32_si128(shift as i32);
-    let masks = [columns.min(ROWS), columns.saturating_sub(ROWS)].map(|n| ((1u32 << n) - 1) as u16);
     let mut acc = [[_mm512_setzero_ps(); 2]; M];
-    if blocks.start > 0 {
-        for (m, acc) in acc.iter_mut().enumerate() {
-            for p in 0..2 {
-                // SAFETY: the mask keeps the load inside the tile's columns, for which the caller
-                // vouches.
-                acc[p] = unsafe {
-                    _mm512_maskz_loadu_ps(masks[p], out.wrapping_add(m * stride + p * ROWS))
-                };
-            }
-        }
-    }
-    for b in blocks {
-        // SAFETY: block b is in the scratch and in each row of activations (the caller's promise),
-        // which lie k apart; the features are enabled here.
+    for b in 0..n_blocks {
+        // SAFETY: b < n_blocks: inside the scratch (the caller's promise) and inside each row of
+        // activations, which lie k apart; the features are enabled here.
         unsafe {
-            let i = b - filled;
-            let w = scratch.codes.as_ptr().add(2 * i * CODES);
+            let w = scratch.codes.as_ptr().add(2 * b * CODES);
             let load = |v: &Vec<f32>, p: usize, h: usize| {
-                _mm512_loadu_ps(v.as_ptr().add((4 * i + 2 * p + h) * ROWS))
+                _mm512_loadu_ps(v.as_ptr().add((4 * b + 2 * p + h) * ROWS))
             };
             let both = |v: &Vec<f32>, p: usize| {
                 let first = load(v, p, 0);
@@ -391,23 +338,21 @@ unsafe fn tile<const HALVES: bool, const MINS: bool, const M: usize>(
             }
         }
     }
+    let masks = [columns.min(ROWS), columns.saturating_sub(ROWS)].map(|n| ((1u32 << n) - 1) as u16);
     for (m, acc) in acc.iter().enumerate() {
         for p in 0..2 {
             // SAFETY: the mask keeps the store inside the tile's columns, for which the caller
             // vouches.
-            unsafe {
-                _mm512_mask_storeu_ps(out.wrapping_add(m * stride + p * ROWS), masks[p], acc[p]);
-            }
+            unsafe { _mm512_mask_storeu_ps(out.add(m * stride + p * ROWS), masks[p], acc[p]) };
         }
     }
 }
 
-/// One part of [`cut`] for the panels at `panels` (one or two): what the inputs of `blocks` add to
-/// the results of `rows` of the activations, into `out[row * stride + 0..columns]`. Parts of the
-/// inputs come in order; the first overwrites.
+/// Results of `m` rows of activations for the panels at `panels` (one or two), into
+/// `out[row * stride + 0..columns]`.
 ///
 /// # Safety
-/// AVX-512 F, BW, VL, DQ and VNNI; `out` points to room for `rows.end` rows of `columns` results,
+/// AVX-512 F, BW, VL, DQ and VNNI; `out` points to room for `m` rows of `columns` results,
 /// `stride` apart, that nobody else uses now; `columns` is at most 16 per panel.
 #[allow(clippy::too_many_arguments)] // the address of a tile, which no struct would explain better
 pub unsafe fn panels_many(
@@ -418,12 +363,10 @@ pub unsafe fn panels_many(
     panels: [Option<&[u8]>; 2],
     scratch: &mut Scratch,
     acts: &QActs,
-    blocks: Range<usize>,
-    rows: Range<usize>,
+    m: usize,
 ) {
     let n_blocks = acts.n_blocks();
-    assert!(blocks.end <= n_blocks, "blocks {blocks:?} of {n_blocks}");
-    scratch.resize(blocks.len());
+    scratch.resize(n_blocks);
     for (which, panel) in panels.into_iter().enumerate() {
         let Some(panel) = panel else { continue };
         macro_rules! fill_as {
@@ -432,7 +375,7 @@ pub unsafe fn panels_many(
                     $(BlockType::$t => {
                         const B: u8 = id_of(BlockType::$t);
                         // SAFETY: the caller vouches for the features.
-                        unsafe { fill::<B>(scratch, panel, which, n_blocks, blocks.clone()) }
+                        unsafe { fill::<B>(scratch, panel, which, n_blocks) }
                     })*
                 }
             };
@@ -441,31 +384,36 @@ pub unsafe fn panels_many(
     }
     let layout = Layout::of(block);
     let shift = layout.offset_shift.unwrap_or(0);
-    let filled = blocks.start;
-    let firsts = || rows.clone().step_by(TILE);
-    for (near, first) in parts(blocks, NEAR_BLOCKS).flat_map(|b| firsts().map(move |f| (b.clone(), f)))
-    {
-        let to = out.wrapping_add(first * stride);
-        macro_rules! tile_as {
-            ($halves:expr, $mins:expr, $m:expr) => {
-                // SAFETY: the scratch was filled above with these blocks; room in `out` for rows
-                // first and following, and the features, are the caller's promise.
-                unsafe {
-                    tile::<$halves, $mins, $m>(
-                        to, stride, scratch, acts, first, shift, columns, filled, near,
-                    )
-                }
-            };
-        }
+    let mut first = 0;
+    while first < m {
+        let rows = (m - first).min(TILE);
+        // SAFETY: rows first..first + rows are inside `out` by the caller's promise.
+        let to = unsafe { out.add(first * stride) };
         macro_rules! by_rows {
             ($halves:expr, $mins:expr) => {
-                match (rows.end - first).min(TILE) {
-                    1 => tile_as!($halves, $mins, 1),
-                    2 => tile_as!($halves, $mins, 2),
-                    3 => tile_as!($halves, $mins, 3),
-                    4 => tile_as!($halves, $mins, 4),
-                    5 => tile_as!($halves, $mins, 5),
-                    _ => tile_as!($halves, $mins, 6),
+                // SAFETY: the scratch was filled above for this width; room in `out` and the
+                // features are the caller's promise.
+                unsafe {
+                    match rows {
+                        1 => tile::<$halves, $mins, 1>(
+                            to, stride, scratch, acts, first, shift, columns,
+                        ),
+                        2 => tile::<$halves, $mins, 2>(
+                            to, stride, scratch, acts, first, shift, columns,
+                        ),
+                        3 => tile::<$halves, $mins, 3>(
+                            to, stride, scratch, acts, first, shift, columns,
+                        ),
+                        4 => tile::<$halves, $mins, 4>(
+                            to, stride, scratch, acts, first, shift, columns,
+                        ),
+                        5 => tile::<$halves, $mins, 5>(
+                            to, stride, scratch, acts, first, shift, columns,
+                        ),
+                        _ => tile::<$halves, $mins, 6>(
+                            to, stride, scratch, acts, first, shift, columns,
+                        ),
+                    }
                 }
             };
         }
@@ -475,5 +423,6 @@ pub unsafe fn panels_many(
             (true, false) => by_rows!(true, false),
             (true, true) => by_rows!(true, true),
         }
+        first += rows;
     }
 }

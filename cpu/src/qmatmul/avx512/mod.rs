@@ -15,7 +15,7 @@
 mod codec;
 mod many;
 
-pub use many::{Scratch, cut, panels_many};
+pub use many::{Scratch, panels_many};
 
 use super::acts::{BlockMeta, QActs};
 use super::layout::{BLOCK, GROUPS, ROWS, VECTOR};
