@@ -144,9 +144,9 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let (ids, context) = (&prompt.ids[..], &mut context);
     let generation = match &mut draft {
         None => generate(model, workspace, context, ids, &options, cancel, &mut sink),
-        Some(draft) => generate_speculative(
-            model, workspace, context, draft, ids, &options, cancel, &mut sink,
-        ),
+        Some(draft) => {
+            generate_speculative(model, workspace, context, draft, ids, &options, cancel, &mut sink)
+        }
     }?;
     let done = draft.map(|draft| draft.done);
     print_results(args, &session, &prompt, &generation, done)?;
