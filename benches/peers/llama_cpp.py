@@ -151,7 +151,8 @@ def measure(args, data, peer, puna, model, threads, test):
     name, prompt, gen, depth = test
     wanted = (prompt, gen, depth, threads)
     theirs_command = [peer, "-m", model, *flags(*wanted), *shlex.split(args.peer_args)]
-    ours_command = [puna, "bench", model, *flags(*wanted), *shlex.split(args.puna_args)]
+    ours_command = [puna, "bench", model, "--no-limits", *flags(*wanted)]
+    ours_command += shlex.split(args.puna_args)
     theirs, ours = [], []
     for index in range(args.rounds):
         speed, row = run(theirs_command, wanted, args.timeout)

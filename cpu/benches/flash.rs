@@ -8,6 +8,7 @@ use half::bf16;
 use puna_cpu::flash::{Scratch, Shape, backward, forward};
 use puna_cpu::floats::{Floats, FloatsMut};
 use puna_cpu::isa::Isa;
+use puna_cpu::limits::{Unit, peak};
 use puna_cpu::team::Team;
 use puna_cpu::testing::Gen;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ fn main() {
     let threads = args.first().and_then(|arg| arg.parse().ok()).unwrap_or(2);
     let isa = args.get(1).and_then(|name| Isa::named(name)).unwrap_or_else(Isa::best);
     let team = Team::new(threads).expect("threads");
-    let peak = peak(&team);
+    let peak = peak(isa, &team, Unit::F32).map_or(f64::NAN, |ops| ops / 1e9);
     println!("{threads} threads, {isa}; multiply-adds alone: {peak:.0} GFLOP/s");
     let many = |n: usize| vec![512 / n; n];
     for (name, heads, spans) in [
@@ -135,65 +136,4 @@ fn clock(team: &Team) -> f64 {
 fn quartiles(mut times: Vec<f64>) -> [f64; 3] {
     times.sort_by(f64::total_cmp);
     [0, times.len() / 2, times.len() * 3 / 4].map(|i| times[i])
-}
-
-/// What all members reach with nothing but multiply-adds of registers, in GFLOP/s: the best of
-/// some rounds.
-fn peak(team: &Team) -> f64 {
-    const ROUNDS: usize = 5_000_000;
-    let mut best = 0.0f64;
-    for _ in 0..5 {
-        let start = clock(team);
-        team.run(&|_| {
-            std::hint::black_box(multiply_adds(ROUNDS));
-        });
-        let flops = (team.len() * ROUNDS * 12 * LANES * 2) as f64;
-        best = best.max(flops / (clock(team) - start) / 1e9);
-    }
-    best
-}
-
-const LANES: usize = 16;
-
-/// `rounds` times 12 multiply-adds of 16 lanes each: more than are under way at a time, few enough
-/// to stay in registers.
-fn multiply_adds(rounds: usize) -> f32 {
-    #[cfg(target_arch = "x86_64")]
-    if Isa::best().level() == puna_cpu::isa::Level::Avx512 {
-        // SAFETY: the level was detected.
-        return unsafe { multiply_adds_avx512(rounds) };
-    }
-    plain(rounds)
-}
-
-#[inline(always)]
-fn plain(rounds: usize) -> f32 {
-    let mut acc = [[1.0f32; LANES]; 12];
-    let factor = std::hint::black_box([0.5f32; LANES]);
-    for _ in 0..rounds {
-        for acc in &mut acc {
-            for (acc, factor) in acc.iter_mut().zip(factor) {
-                *acc = acc.mul_add(factor, factor);
-            }
-        }
-    }
-    acc.iter().flatten().sum()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-fn multiply_adds_avx512(rounds: usize) -> f32 {
-    use std::arch::x86_64::*;
-    let factor = _mm512_set1_ps(std::hint::black_box(0.5));
-    let mut acc = [_mm512_set1_ps(1.0); 12];
-    for _ in 0..rounds {
-        for acc in &mut acc {
-            *acc = _mm512_fmadd_ps(*acc, factor, factor);
-        }
-    }
-    let mut sum = 0.0;
-    for acc in acc {
-        sum += _mm512_reduce_add_ps(acc);
-    }
-    sum
 }

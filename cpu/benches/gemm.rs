@@ -9,7 +9,8 @@ use half::bf16;
 use puna_cpu::buffer::Buffer;
 use puna_cpu::floats::{Floats, FloatsMut};
 use puna_cpu::gemm::{Factor, Precision, Scratch, gemm};
-use puna_cpu::isa::{Isa, Level};
+use puna_cpu::isa::Isa;
+use puna_cpu::limits::{Unit, peak};
 use puna_cpu::qmatmul::PackedMatrix;
 use puna_cpu::quant::{BlockType, encode_row};
 use puna_cpu::team::Team;
@@ -104,66 +105,13 @@ fn times(threads: usize, runs: usize, mut f: impl FnMut()) -> (f64, f64) {
     (all[0], all[runs / 2])
 }
 
-/// GFLOP/s of one thread that multiplies and adds registers.
-fn peak(isa: Isa, precision: Precision) -> f64 {
-    const ROUNDS: usize = 400_000;
-    let flops = match (isa.level(), precision) {
-        (Level::Avx512, Precision::Bf16) if isa.has_bf16() => 24.0 * 64.0,
-        (Level::Avx512, _) => 24.0 * 32.0,
-        (Level::Avx2, _) => 12.0 * 16.0,
-        _ => return f64::NAN,
+/// GFLOP/s of the team on registers.
+fn peak_of(isa: Isa, team: &Team, precision: Precision) -> f64 {
+    let unit = match precision {
+        Precision::Bf16 if isa.has_bf16() => Unit::Bf16,
+        _ => Unit::F32,
     };
-    let (least, _) = times(1, 9, || {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: an Isa of a level exists only where its features were detected.
-        unsafe {
-            match (isa.level(), precision) {
-                (Level::Avx512, Precision::Bf16) if isa.has_bf16() => registers::bf16(ROUNDS),
-                (Level::Avx512, _) => registers::f32_wide(ROUNDS),
-                _ => registers::f32_half(ROUNDS),
-            }
-        }
-    });
-    flops * ROUNDS as f64 / least / 1e9
-}
-
-#[cfg(target_arch = "x86_64")]
-mod registers {
-    use std::arch::asm;
-
-    /// A loop of the instruction on the registers named.
-    macro_rules! rounds {
-        ($name:ident, $features:literal, $multiply:literal, $kind:literal, $($reg:tt)*) => {
-            #[target_feature(enable = $features)]
-            pub unsafe fn $name(rounds: usize) {
-                // SAFETY: touches registers only, all declared.
-                unsafe {
-                    asm!(
-                        concat!(
-                            "2:\n",
-                            $($multiply, " ", $reg, ", ", $kind, "0, ", $kind, "1\n",)*
-                            "dec {n}\n",
-                            "jnz 2b\n",
-                        ),
-                        n = inout(reg) rounds => _,
-                        $(out($reg) _,)*
-                        options(nostack, nomem),
-                    );
-                }
-            }
-        };
-    }
-
-    rounds!(f32_wide, "avx512f", "vfmadd231ps", "zmm",
-        "zmm2" "zmm3" "zmm4" "zmm5" "zmm6" "zmm7" "zmm8" "zmm9" "zmm10" "zmm11" "zmm12" "zmm13"
-        "zmm14" "zmm15" "zmm16" "zmm17" "zmm18" "zmm19" "zmm20" "zmm21" "zmm22" "zmm23" "zmm24"
-        "zmm25");
-    rounds!(bf16, "avx512f,avx512bf16", "vdpbf16ps", "zmm",
-        "zmm2" "zmm3" "zmm4" "zmm5" "zmm6" "zmm7" "zmm8" "zmm9" "zmm10" "zmm11" "zmm12" "zmm13"
-        "zmm14" "zmm15" "zmm16" "zmm17" "zmm18" "zmm19" "zmm20" "zmm21" "zmm22" "zmm23" "zmm24"
-        "zmm25");
-    rounds!(f32_half, "avx2,fma", "vfmadd231ps", "ymm",
-        "ymm2" "ymm3" "ymm4" "ymm5" "ymm6" "ymm7" "ymm8" "ymm9" "ymm10" "ymm11" "ymm12" "ymm13");
+    peak(isa, team, unit).map_or(f64::NAN, |ops| ops / 1e9)
 }
 
 fn line(name: &str, shape: [usize; 3], (least, median): (f64, f64), peak: f64) {
@@ -182,9 +130,8 @@ fn line(name: &str, shape: [usize; 3], (least, median): (f64, f64), peak: f64) {
 fn shapes(isa: Isa, team: &Team, precision: Precision, only: &str) {
     let mut rng = Gen::new(1);
     let mut scratch = Scratch::default();
-    let one = peak(isa, precision);
-    let all = one * team.len() as f64;
-    println!("\n{isa}, {precision:?}, {} threads; peak {one:.0} GFLOP/s a thread", team.len());
+    let all = peak_of(isa, team, precision);
+    println!("\n{isa}, {precision:?}, {} threads; peak {all:.0} GFLOP/s", team.len());
     for &(name, form, m, n, k) in SHAPES.iter().filter(|shape| shape.0.contains(only)) {
         let (a, b) =
             (Block::new(&mut rng, precision, m * k), Block::new(&mut rng, precision, n * k));
@@ -213,7 +160,7 @@ fn quantised(isa: Isa, team: &Team) {
     let mut scratch = Scratch::default();
     let (m, n, k) = (512, 2048, 2048);
     let precision = Precision::Bf16;
-    let all = peak(isa, precision) * team.len() as f64;
+    let all = peak_of(isa, team, precision);
     let (x, dy) = (Block::new(&mut rng, precision, m * k), Block::new(&mut rng, precision, m * n));
     let mut out = vec![0.0f32; m * n.max(k)];
     for block in [BlockType::Q4_0, BlockType::Q8_0, BlockType::Q4_K, BlockType::Q6_K] {

@@ -18,6 +18,7 @@ pub mod flash;
 pub mod floats;
 pub mod gemm;
 pub mod isa;
+pub mod limits;
 pub mod matmul;
 pub mod optim;
 pub mod products;

@@ -54,8 +54,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Tune a model, or an adapter, on a data set
     Train(Box<TrainArgs>),
-    /// Measure prompt and token speed
-    Bench(BenchArgs),
+    /// Measure speed, beside what the machine can do
+    Bench(Box<BenchArgs>),
     /// Compare the logits of two models
     Verify(VerifyArgs),
     /// Turn a Hugging Face directory into GGUF, or back

@@ -244,7 +244,7 @@ impl ModelSummary {
     }
 }
 
-fn machine_lines(machine: &Machine) -> Vec<(&'static str, String)> {
+pub(super) fn machine_lines(machine: &Machine) -> Vec<(&'static str, String)> {
     let unknown = || "unknown".to_owned();
     let bytes = |value: Option<u64>| value.map_or_else(unknown, human_bytes);
     let caches = machine.caches.iter();

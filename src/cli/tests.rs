@@ -38,7 +38,7 @@ fn every_help_fits_a_screen_and_shows_an_example() {
         (&["eval"], 24),
         (&["eval", "nll"], 24),
         (&["train"], 92),
-        (&["bench"], 26),
+        (&["bench"], 40),
         (&["convert"], 24),
         (&["quantize"], 24),
         (&["merge"], 24),

@@ -55,6 +55,11 @@ impl KvCache {
         self.layers.iter().map(KvLayer::bytes).sum()
     }
 
+    /// Bytes that attention reads of each position it sees.
+    pub fn position_bytes(&self) -> usize {
+        self.layers.iter().map(|layer| layer.bytes() / layer.capacity()).sum()
+    }
+
     /// Forgets everything from position `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);

@@ -137,6 +137,11 @@ impl Model {
         self.weights.bytes_per_token()
     }
 
+    /// The element type of most of these bytes, as GGUF spells it.
+    pub fn weight_type(&self) -> &'static str {
+        self.weights.main_type()
+    }
+
     /// The instruction set in use.
     pub fn isa_name(&self) -> String {
         self.cpu.isa.to_string()

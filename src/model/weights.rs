@@ -129,11 +129,28 @@ impl Weights {
     /// Bytes that computing one token reads: every matrix once, of the table (unless tied) one
     /// row.
     pub fn bytes_per_token(&self) -> usize {
-        let linears = self
-            .blocks
-            .iter()
-            .flat_map(|b| [&b.wq, &b.wk, &b.wv, &b.wo, &b.w1, &b.w2, &b.w3].map(|l| l.w.bytes()));
-        linears.sum::<usize>() + self.lm_head.w.bytes()
+        self.multiplied().map(Matrix::bytes).sum()
+    }
+
+    /// The element type that most bytes of the multiplied matrices have, as GGUF spells it.
+    pub fn main_type(&self) -> &'static str {
+        let mut types: Vec<(&'static str, usize)> = vec![];
+        for matrix in self.multiplied() {
+            let name = matrix.type_name();
+            match types.iter_mut().find(|(found, _)| *found == name) {
+                Some((_, bytes)) => *bytes += matrix.bytes(),
+                None => types.push((name, matrix.bytes())),
+            }
+        }
+        types.into_iter().max_by_key(|(_, bytes)| *bytes).map_or("F32", |(name, _)| name)
+    }
+
+    /// The matrices that every token is multiplied with.
+    fn multiplied(&self) -> impl Iterator<Item = &Matrix> {
+        let blocks = self.blocks.iter();
+        blocks
+            .flat_map(|b| [&b.wq, &b.wk, &b.wv, &b.wo, &b.w1, &b.w2, &b.w3].map(|l| &l.w))
+            .chain([&self.lm_head.w])
     }
 }
 

@@ -4,6 +4,7 @@
 mod support;
 
 mod accumulation;
+mod bench;
 mod builtin_data;
 mod cli;
 mod convert_models;
