@@ -146,7 +146,7 @@ fn together(name: &str, model: &Arc<Model>, failures: &mut Vec<String>) {
 #[test]
 fn nothing_is_allocated_after_the_first_step() {
     // What counts nothing proves nothing.
-    assert_eq!(allocations(|| drop(std::hint::black_box(Box::new(1u8)))), 1);
+    assert!(allocations(|| drop(std::hint::black_box(Box::new(1u8)))) >= 1);
     let threads = std::thread::spawn(|| {
         while !ARMED.load(Ordering::SeqCst) {
             std::thread::yield_now();

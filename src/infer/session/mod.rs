@@ -70,6 +70,11 @@ impl CancelHandle {
         self.0.store(true, Ordering::Relaxed);
     }
 
+    /// Takes a cancellation back.
+    pub fn resume(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
     /// Whether it was cancelled and not resumed.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
