@@ -143,6 +143,11 @@ impl Sampler {
         &self.config
     }
 
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.candidates.capacity() * size_of::<Candidate>() + self.seen.capacity()
+    }
+
     /// Where the random stream stands.
     pub fn draws(&self) -> Draws {
         let (seed, stream) = (self.config.seed, self.stream);

@@ -39,8 +39,8 @@ impl KvCache {
     /// When the capacity is 0, its size overflows, or the system does not give the memory.
     pub fn new(config: &Config, capacity: usize, kv_type: KvType) -> Result<KvCache> {
         let shape = shape(config, capacity, kv_type)?;
-        let layers = (0..config.n_layers).map(|_| KvLayer::try_new(shape, capacity)).collect();
-        let Some(layers) = layers else {
+        let layers = (0..config.n_layers).map(|_| KvLayer::try_new(shape, capacity));
+        let Some(layers) = layers.collect::<Option<Vec<_>>>() else {
             let bytes = config.n_layers * shape.bytes(capacity);
             let why = format!("the system does not give the {bytes} bytes that this takes");
             return Err(Error::config("ctx", capacity, why));

@@ -9,6 +9,9 @@ use crate::ops::{Linear, Lora};
 use crate::tensor::{Vector, size_class};
 use std::collections::BTreeSet;
 
+/// What a sampler holds for a token of the vocabulary: a candidate, and whether it was seen.
+const SAMPLER_BYTES: usize = 13;
+
 /// Bytes of a model and one session on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
@@ -17,8 +20,9 @@ pub struct Memory {
     pub weights_bytes: usize,
     /// Keys and values; pages are taken as the sequence grows.
     pub cache_bytes: usize,
-    /// At most, for passes as long as the context allows: activations, kernels' buffers, logits.
-    /// What shorter passes do not write is not taken.
+    /// At most, for passes as long as the context allows: activations, kernels' buffers, logits,
+    /// tokens, what a sampler works in. What shorter passes do not write is not taken. Text that a
+    /// session keeps is not counted.
     pub workspace_bytes: usize,
 }
 
@@ -77,7 +81,9 @@ impl Model {
         let activations = 2 * block(c.dim) + 2 * block(q) + 2 * block(kv) + 3 * block(c.hidden_dim);
         let low_rank: BTreeSet<usize> = self.loras().flat_map(|l| [l.a.n, l.b.n]).collect();
         let adapters: usize = low_rank.into_iter().map(block).sum();
-        let logits = 4 * size_class(c.vocab_size);
+        // In the workspace, and in the session.
+        let logits = 4 * (size_class(c.vocab_size) + c.vocab_size);
+        let choosing = SAMPLER_BYTES * c.vocab_size + 4 * (ctx + 1);
         // Cosine and sine, tokens, and the row with logits; lists may hold twice their length.
         let lists = 2 * (4 * rows * c.head_dim + 4 * rows) + 64;
         let cache = ScratchArgs {
@@ -88,7 +94,7 @@ impl Model {
         };
         let inputs = c.dim.max(q).max(c.hidden_dim);
         let kernels = Scratch::most_serving_bytes(&self.cpu, rows, inputs, &cache);
-        [activations, adapters, logits, lists, kernels]
+        [activations, adapters, logits, choosing, lists, kernels]
             .into_iter()
             .try_fold(0usize, usize::checked_add)
             .ok_or_else(|| Error::config("ctx", ctx, "more than memory can address"))

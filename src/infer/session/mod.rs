@@ -180,7 +180,7 @@ impl Session {
         self.text.as_ref().map_or("", Text::shown)
     }
 
-    /// Bytes that cache and workspace hold, written or not; at most those of [`Model::memory`].
+    /// Bytes held, written or not, but for the text; at most those that [`Model::memory`] declares.
     ///
     /// ```
     /// # use puna::infer::{Session, SessionOptions};
@@ -195,7 +195,8 @@ impl Session {
     /// # Ok::<(), puna::Error>(())
     /// ```
     pub fn bytes(&self) -> usize {
-        self.cache.bytes() + self.ws.as_ref().map_or(0, Workspace::bytes)
+        let lists = 4 * (self.ids.capacity() + self.logits.len()) + self.sampler.bytes();
+        self.cache.bytes() + self.ws.as_ref().map_or(0, Workspace::bytes) + lists
     }
 
     /// Appends tokens and runs them; the next [`Session::step`] chooses what comes after them. A
