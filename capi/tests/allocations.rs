@@ -80,7 +80,9 @@ fn steps_and_prompts_from_c_allocate_nothing() {
         round(100);
         round(20);
         let after = COUNT.load(Ordering::SeqCst);
-        sessions.map(|session| puna_session_free(session));
+        for session in sessions {
+            puna_session_free(session);
+        }
         puna_model_free(model);
         assert_eq!(after - before, 0);
     }

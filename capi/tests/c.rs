@@ -29,7 +29,7 @@ fn functions(code: &str) -> BTreeSet<String> {
     code.match_indices('(')
         .filter_map(|(at, _)| {
             let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-            let name = code[..at].rsplit(|c| !is_name(c)).next()?;
+            let name = code[..at].rsplit(|c: char| !is_name(c)).next()?;
             name.starts_with("puna_").then(|| name.to_owned())
         })
         .collect()

@@ -279,7 +279,8 @@ impl Model {
     /// When a cache is full, a token id is outside the vocabulary, or the batch has more than
     /// [`Model::MAX_ROWS`] rows. The caches are then as before.
     pub fn forward(&self, ws: &mut Workspace, segments: &mut [Segment<'_>]) -> Result<()> {
-        self.forward_batch(ws, segments)
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        self.forward_unless(ws, segments, &NEVER)
     }
 
     /// [`Model::forward`], given up within a block of the moment when `cancel` is set.
