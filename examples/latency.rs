@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! cargo run --release --example latency -- [MODEL] [--requests 200] [--tokens 16]
-//!     [--prompt-tokens 48] [--period-ms 50] [--deadline-ms 40] [--threads 2] [--spin-us 1000]
+//!     [--prompt-tokens 48] [--period-ms 50] [--deadline-ms 40] [--threads 2] [--spin-us 200]
 //!     [--warm-up 10] [--compete]
 //! ```
 //!

@@ -65,7 +65,7 @@ typedef struct puna_load_options {
     uint32_t exact;        /* not 0: f32 activations with quantised weights, slower; 0 */
     const char *team_name; /* its threads are called NAME-1, NAME-2, ...; NULL: puna */
     const uint32_t *cores; /* one for each thread but the calling one; NULL: the system's choice */
-    uint64_t spin_us;      /* how long a waiting thread spins before it gives its core away; 1000 */
+    uint64_t spin_us;      /* how long a waiting thread spins before it gives its core away; 200 */
 } puna_load_options;
 
 /* Set by puna_session_options_init. */

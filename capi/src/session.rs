@@ -2,12 +2,8 @@
 //! at the one while this thread works on the other, so neither is ever borrowed as a whole.
 
 use crate::model::{PunaModel, kv_type};
-use crate::status::{
-    Fault, Outcome, Status, borrow, borrow_mut, elements, enter, string,
-};
-use puna::infer::{
-    CancelHandle, FinishReason, SamplerConfig, Session, SessionOptions, step_all,
-};
+use crate::status::{Fault, Outcome, Status, borrow, borrow_mut, elements, enter, string};
+use puna::infer::{CancelHandle, FinishReason, SamplerConfig, Session, SessionOptions, step_all};
 use std::ffi::{c_char, c_void};
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -360,7 +356,7 @@ unsafe fn cancel_of<'a>(handle: *const PunaSession) -> Outcome<&'a CancelHandle>
     }
     // SAFETY: not NULL, and it lives by this function's contract. Only the place of the one field is
     // formed; nobody writes that field while the handle lives.
-    Ok(unsafe { &*(&raw const (*handle).cancel) })
+    Ok(unsafe { &(*handle).cancel })
 }
 
 /// See the header.
@@ -419,7 +415,9 @@ impl Write for Room {
         if end <= self.capacity && !self.to.is_null() {
             // SAFETY: the caller of `puna_session_save` has room for `capacity` bytes, and these
             // end within them by the check above.
-            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.to.add(self.n), bytes.len()) };
+            unsafe {
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.to.add(self.n), bytes.len())
+            };
         }
         self.n = end;
         Ok(bytes.len())

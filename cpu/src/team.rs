@@ -25,8 +25,8 @@ use std::time::{Duration, Instant};
 
 /// Rounds of the pause instruction between two looks at the clock: about ten microseconds.
 const ROUNDS_A_LOOK: u32 = 256;
-/// Rounds after which the calling thread yields once, even within its budget: with more members
-/// than free cores it may be waiting for the one whose core it holds.
+/// Rounds after which a member yields once, even within its budget: with more members than free
+/// cores it may be waiting for the one whose core it holds.
 const ROUNDS_A_YIELD: u32 = 4096;
 
 type Job<'a> = dyn Fn(usize) + Sync + 'a;
@@ -96,7 +96,10 @@ impl Spin {
             let since = *self.since.get_or_insert_with(Instant::now);
             self.spent = since.elapsed() >= self.budget;
         }
-        std::hint::spin_loop();
+        match self.rounds.is_multiple_of(ROUNDS_A_YIELD) {
+            true => thread::yield_now(),
+            false => std::hint::spin_loop(),
+        }
         true
     }
 }
@@ -270,7 +273,7 @@ impl Team {
         }));
         let mut spin = Spin::new(shared.spin);
         while shared.remaining.load(Ordering::Acquire) != 0 {
-            if !spin.round() || spin.rounds.is_multiple_of(ROUNDS_A_YIELD) {
+            if !spin.round() {
                 thread::yield_now();
             }
         }

@@ -65,7 +65,17 @@ impl<'a, 'w> Cx<'a, 'w> {
         scratch: &'a mut Scratch,
         mode: Mode,
     ) -> Self {
-        Cx { cpu, pool, params, scratch, mode, dropout: None, replaying: false, grads: None, tape: None }
+        Cx {
+            cpu,
+            pool,
+            params,
+            scratch,
+            mode,
+            dropout: None,
+            replaying: false,
+            grads: None,
+            tape: None,
+        }
     }
 
     /// Switches the tape on: operations are recorded, and [`super::sweep`] adds to `grads`.

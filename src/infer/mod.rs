@@ -14,7 +14,7 @@ pub mod timing;
 pub use batch::{Prompts, generate_batch};
 pub use generate::{Context, GenerateOptions, Generated, Generation, generate};
 pub use sampler::{Sampler, SamplerConfig};
-pub use session::{CancelHandle, Session, SessionOptions, step_all};
 pub use sequence::{FinishReason, Sequence, TokenLogprobs};
+pub use session::{CancelHandle, Session, SessionOptions, step_all};
 pub use stop::StopMatcher;
 pub use timing::{Percentiles, Timings};

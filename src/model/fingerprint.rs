@@ -33,9 +33,8 @@ impl Model {
         for block in &weights.blocks {
             vector(&mut hash, &block.attn_norm);
             vector(&mut hash, &block.ffn_norm);
-            let linears = [
-                &block.wq, &block.wk, &block.wv, &block.wo, &block.w1, &block.w2, &block.w3,
-            ];
+            let linears =
+                [&block.wq, &block.wk, &block.wv, &block.wo, &block.w1, &block.w2, &block.w3];
             for linear in linears {
                 hash.update(linear.w.type_name());
                 for lora in &linear.loras {

@@ -116,10 +116,7 @@ impl KvCache {
     ///
     /// # Errors
     /// The first that `f` returns.
-    pub fn save<Fault>(
-        &self,
-        f: &mut impl FnMut(&[u8]) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+    pub fn save<Fault>(&self, f: &mut impl FnMut(&[u8]) -> Result<(), Fault>) -> Result<(), Fault> {
         self.layers.iter().try_for_each(|layer| layer.save(self.len, f))
     }
 

@@ -43,12 +43,7 @@ impl Plan {
             args.first_pos,
             args.kv.capacity()
         );
-        let of = ScratchArgs {
-            shape,
-            capacity: args.kv.capacity(),
-            n_heads,
-            window: args.window,
-        };
+        let of = ScratchArgs { shape, capacity: args.kv.capacity(), n_heads, window: args.window };
         Plan::of(isa, &of, args.scale, args.first_pos, tokens)
     }
 

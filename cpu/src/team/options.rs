@@ -3,9 +3,9 @@
 use std::io;
 use std::time::Duration;
 
-/// How long a waiting member spins by default: longer than the serial work between two kernels of
-/// a token and between two tokens, shorter than anyone's notice.
-const SPIN: Duration = Duration::from_millis(1);
+/// How long a waiting member spins by default: longer than the serial work between two kernels of a
+/// token, shorter than anyone's notice.
+const SPIN: Duration = Duration::from_micros(200);
 
 /// How to make a team.
 #[derive(Clone, Debug, PartialEq, Eq)]

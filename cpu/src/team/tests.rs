@@ -58,8 +58,7 @@ fn lent_threads_work_until_the_team_goes_and_vacant_seats_are_filled() {
     let (team, mut seats) = Team::lent(&TeamOptions::threads(4)).unwrap();
     assert_eq!(calls(&team, 10), [10; 4], "nobody has sat down");
     drop(seats.pop());
-    let lent: Vec<_> =
-        seats.into_iter().map(|seat| thread::spawn(move || seat.work())).collect();
+    let lent: Vec<_> = seats.into_iter().map(|seat| thread::spawn(move || seat.work())).collect();
     for _ in 0..50 {
         assert_eq!(calls(&team, 20), [20; 4]);
         thread::yield_now();

@@ -209,7 +209,8 @@ impl Session {
         self.read_identity(from)?;
         let [kv, finish, logits] = from.array()?;
         if kv != kv_code(self.cache.kv_type()) {
-            let name = |code: u8| KvType::ALL.get(usize::from(code)).map_or("unknown", |t| t.name());
+            let name =
+                |code: u8| KvType::ALL.get(usize::from(code)).map_or("unknown", |t| t.name());
             let own = self.cache.kv_type().name();
             return Err(refuse(format!("a cache of type {}, this session's is {own}", name(kv))));
         }
