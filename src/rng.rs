@@ -15,6 +15,16 @@ impl Rng {
         Rng(inner)
     }
 
+    /// How far the stream has been drawn, for [`Rng::go_to`].
+    pub fn position(&self) -> u128 {
+        self.0.get_word_pos()
+    }
+
+    /// Goes on from a [`Rng::position`] of the same seed and stream.
+    pub fn go_to(&mut self, position: u128) {
+        self.0.set_word_pos(position);
+    }
+
     /// 32 random bits.
     pub fn next_u32(&mut self) -> u32 {
         self.0.next_u32()
@@ -43,6 +53,18 @@ mod tests {
         let (x, y, z) = (a.uniform(), b.uniform(), c.uniform());
         assert_eq!(x, y);
         assert_ne!(x, z);
+    }
+
+    #[test]
+    fn a_stream_goes_on_from_any_position() {
+        let mut rng = Rng::new(3, 9);
+        for _ in 0..37 {
+            let position = rng.position();
+            let (first, second) = (rng.next_u32(), rng.uniform());
+            let mut other = Rng::new(3, 9);
+            other.go_to(position);
+            assert_eq!((first, second), (other.next_u32(), other.uniform()));
+        }
     }
 
     #[test]

@@ -91,17 +91,24 @@ impl<T: Plain> Buffer<T> {
     /// When the size overflows. Running out of memory aborts, as everywhere in Rust.
     pub fn zeroed(len: usize) -> Self {
         let bytes = len.checked_mul(size_of::<T>()).expect("buffer size overflows");
+        let layout = Layout::from_size_align(bytes, VECTOR_BYTES).expect("buffer size overflows");
+        Self::try_zeroed(len).unwrap_or_else(|| handle_alloc_error(layout))
+    }
+
+    /// `len` zeros, or `None` where the system does not give as much.
+    pub fn try_zeroed(len: usize) -> Option<Self> {
+        let bytes = len.checked_mul(size_of::<T>())?;
         let align = if bytes >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { VECTOR_BYTES };
-        let layout = Layout::from_size_align(bytes.max(1), align).expect("buffer size overflows");
+        let layout = Layout::from_size_align(bytes.max(1), align).ok()?;
         #[cfg(unix)]
         if bytes >= MAP_BYTES {
-            let Some((ptr, memory)) = map_zeros(bytes, align) else { handle_alloc_error(layout) };
-            return Buffer { ptr: ptr.cast(), len, memory };
+            let (ptr, memory) = map_zeros(bytes, align)?;
+            return Some(Buffer { ptr: ptr.cast(), len, memory });
         }
         // SAFETY: the layout's size is at least 1.
         let raw = unsafe { alloc_zeroed(layout) };
-        let Some(ptr) = NonNull::new(raw.cast::<T>()) else { handle_alloc_error(layout) };
-        Buffer { ptr, len, memory: Memory::Block(layout) }
+        let ptr = NonNull::new(raw.cast::<T>())?;
+        Some(Buffer { ptr, len, memory: Memory::Block(layout) })
     }
 
     /// A copy of `data`.
@@ -110,6 +117,25 @@ impl<T: Plain> Buffer<T> {
         buffer.copy_from_slice(data);
         buffer
     }
+}
+
+impl<T: Plain> Default for Buffer<T> {
+    fn default() -> Self {
+        Buffer::zeroed(0)
+    }
+}
+
+/// The elements as bytes, in the machine's order.
+pub fn as_bytes<T: Plain>(elements: &[T]) -> &[u8] {
+    // SAFETY: T is plain data without padding, so each of its bytes is a value; a slice's bytes lie
+    // in one piece.
+    unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) }
+}
+
+/// The elements as bytes, to write: any bytes are elements.
+pub fn as_bytes_mut<T: Plain>(elements: &mut [T]) -> &mut [u8] {
+    // SAFETY: as in `as_bytes`, borrowed mutably; T has no invalid bit patterns.
+    unsafe { std::slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), size_of_val(elements)) }
 }
 
 impl<T: Plain> Deref for Buffer<T> {

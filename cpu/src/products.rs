@@ -52,6 +52,22 @@ pub struct Scratch {
     members: Vec<PanelScratch>,
 }
 
+impl Scratch {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let members: usize = self.members.iter().map(PanelScratch::bytes).sum();
+        self.rounded.bytes() + 2 * self.bf16.capacity() + members
+    }
+
+    /// Bytes held at most after products of up to `m` rows of up to `k` inputs by a team of
+    /// `members`.
+    pub fn most_bytes(m: usize, k: usize, members: usize) -> usize {
+        // Codes and what comes with each 32 of them, and BF16. A vector that grew step by step may
+        // hold twice what it was asked for.
+        2 * (QActs::bytes_of(m, k) + 2 * m * k + members * PanelScratch::bytes_of(k))
+    }
+}
+
 /// One matrix and where its product goes, [m, n].
 pub struct Product<'a> {
     /// The weights.

@@ -1,31 +1,55 @@
-//! A fixed team of worker threads: the only place that makes threads for kernels.
+//! A fixed team of threads: the only place that makes threads for kernels.
 //!
 //! [`Team::run`] calls one function once per member and returns when all calls are back. Work is
 //! split by the member's index alone, so who computes what never depends on timing. Members spin
 //! for a bounded time after a job and then park; a team of one makes no thread.
+//!
+//! The workers are threads of the team's own ([`Team::with`]), or threads that the caller lends
+//! ([`Team::lent`]). The share of a seat where nobody works is computed by the calling thread, so
+//! the results are the same bits. A job must therefore not wait for another member's part.
+
+mod options;
+
+pub use options::{TeamOptions, pin_current_thread};
 
 use std::any::Any;
 use std::cell::UnsafeCell;
+use std::io;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
 
-/// Rounds of the pause instruction before a waiting worker parks: about 0.2 ms, longer than the
-/// serial work between two kernels of a token, shorter than anyone's notice.
-const SPIN_ROUNDS: u32 = 20_000;
+/// Rounds of the pause instruction between two looks at the clock: about ten microseconds.
+const ROUNDS_A_LOOK: u32 = 256;
+/// Rounds after which a member yields once, even within its budget: with more members than free
+/// cores it may be waiting for the one whose core it holds.
+const ROUNDS_A_YIELD: u32 = 4096;
 
 type Job<'a> = dyn Fn(usize) + Sync + 'a;
 
+/// What a worker shows the calling thread.
+#[derive(Default)]
+struct Worker {
+    /// Whether a thread works here; changed only while `busy` is held.
+    present: AtomicBool,
+    asleep: AtomicBool,
+    /// Set before `asleep` is for the first time.
+    thread: OnceLock<Thread>,
+}
+
 /// What the members share. `job` is written only between jobs, by the thread that holds `busy`.
 struct Shared {
+    busy: AtomicBool,
     epoch: AtomicU64,
     job: UnsafeCell<Option<*const Job<'static>>>,
     remaining: AtomicUsize,
     stop: AtomicBool,
-    asleep: Vec<AtomicBool>,
+    workers: Vec<Worker>,
+    spin: Duration,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -36,12 +60,92 @@ unsafe impl Sync for Shared {}
 // borrowed by `run`, which does not return before every worker is done with it.
 unsafe impl Send for Shared {}
 
-/// A team of `threads` members, the calling thread being member 0.
+impl Shared {
+    fn lock(&self) {
+        while self.busy.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err()
+        {
+            thread::yield_now();
+        }
+    }
+
+    fn unlock(&self) {
+        self.busy.store(false, Ordering::Release);
+    }
+}
+
+/// A bounded time of spinning.
+struct Spin {
+    budget: Duration,
+    rounds: u32,
+    since: Option<Instant>,
+    spent: bool,
+}
+
+impl Spin {
+    fn new(budget: Duration) -> Spin {
+        Spin { budget, rounds: 0, since: None, spent: budget.is_zero() }
+    }
+
+    /// Pauses once; whether the budget lasts.
+    fn round(&mut self) -> bool {
+        if self.spent {
+            return false;
+        }
+        self.rounds = self.rounds.wrapping_add(1);
+        if self.rounds.is_multiple_of(ROUNDS_A_LOOK) {
+            let since = *self.since.get_or_insert_with(Instant::now);
+            self.spent = since.elapsed() >= self.budget;
+        }
+        match self.rounds.is_multiple_of(ROUNDS_A_YIELD) {
+            true => thread::yield_now(),
+            false => std::hint::spin_loop(),
+        }
+        true
+    }
+}
+
+/// A team of threads, the calling thread being member 0.
 pub struct Team {
     shared: Arc<Shared>,
-    busy: AtomicBool,
-    workers: Vec<Thread>,
     handles: Vec<JoinHandle<()>>,
+}
+
+/// A worker's place in a team of lent threads.
+pub struct Seat {
+    shared: Arc<Shared>,
+    index: usize,
+}
+
+impl Seat {
+    /// Works on the calling thread until the team is dropped.
+    ///
+    /// ```
+    /// # use puna_cpu::team::{Team, TeamOptions};
+    /// let (team, seats) = Team::lent(&TeamOptions::threads(2)).unwrap();
+    /// let mine: Vec<_> = seats
+    ///     .into_iter()
+    ///     .map(|seat| std::thread::spawn(move || seat.work()))
+    ///     .collect();
+    /// team.run(&|member| println!("member {member} of a team of two"));
+    /// drop(team);
+    /// mine.into_iter().for_each(|thread| thread.join().unwrap());
+    /// ```
+    pub fn work(self) {
+        let seen = self.sit_down();
+        work(&self.shared, self.index, seen);
+    }
+
+    /// Takes part from the next job on; the epoch of the last one.
+    fn sit_down(&self) -> u64 {
+        let worker = &self.shared.workers[self.index];
+        // Nobody else sits here: a seat is used once.
+        let _ = worker.thread.set(thread::current());
+        self.shared.lock();
+        let seen = self.shared.epoch.load(Ordering::Acquire);
+        worker.present.store(true, Ordering::Relaxed);
+        self.shared.unlock();
+        seen
+    }
 }
 
 impl Team {
@@ -50,32 +154,78 @@ impl Team {
     ///
     /// # Errors
     /// When the system refuses a thread.
-    pub fn new(threads: usize) -> std::io::Result<Team> {
-        let extra = threads.max(1) - 1;
+    pub fn new(threads: usize) -> io::Result<Team> {
+        Team::with(&TeamOptions::threads(threads))
+    }
+
+    /// Makes a team with threads of its own; when it returns, all of them are ready.
+    ///
+    /// ```
+    /// # use puna_cpu::team::{Team, TeamOptions};
+    /// # use std::time::Duration;
+    /// let options = TeamOptions {
+    ///     threads: 2,
+    ///     name: "control".into(),
+    ///     spin: Duration::from_micros(50),
+    ///     ..TeamOptions::default()
+    /// };
+    /// let team = Team::with(&options).unwrap();
+    /// assert_eq!(team.len(), 2);
+    /// ```
+    ///
+    /// # Errors
+    /// When the options do not fit together, or the system refuses a thread or a core.
+    pub fn with(options: &TeamOptions) -> io::Result<Team> {
+        let (mut team, seats) = Team::lent(options)?;
+        let (ready, answers) = mpsc::channel();
+        for seat in seats {
+            let (name, ready) = (format!("{}-{}", options.name, seat.index + 1), ready.clone());
+            let core = options.cores.as_ref().map(|cores| cores[seat.index]);
+            let handle = thread::Builder::new().name(name).spawn(move || {
+                let pinned = core.map_or(Ok(()), pin_current_thread);
+                let seen = pinned.is_ok().then(|| seat.sit_down());
+                // Only a team that was given up does not listen any more.
+                let _ = ready.send(pinned);
+                drop(ready);
+                if let Some(seen) = seen {
+                    work(&seat.shared, seat.index, seen);
+                }
+            })?;
+            team.handles.push(handle);
+        }
+        drop(ready);
+        // Each thread answers once; the iterator ends with the last of them.
+        answers.into_iter().collect::<io::Result<Vec<()>>>()?;
+        Ok(team)
+    }
+
+    /// Makes a team whose workers are threads of the caller's, each in [`Seat::work`], for as long
+    /// as the team lives. Names and cores are the caller's to choose; of the options only `threads`
+    /// and `spin` count. Until a thread sits down, and where a seat was dropped, the thread that
+    /// calls [`Team::run`] does that share too.
+    ///
+    /// # Errors
+    /// When the options do not fit together.
+    pub fn lent(options: &TeamOptions) -> io::Result<(Team, Vec<Seat>)> {
+        options.check()?;
         let shared = Arc::new(Shared {
+            busy: AtomicBool::new(false),
             epoch: AtomicU64::new(0),
             job: UnsafeCell::new(None),
             remaining: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
-            asleep: (0..extra).map(|_| AtomicBool::new(false)).collect(),
+            workers: (0..options.workers()).map(|_| Worker::default()).collect(),
+            spin: options.spin,
             panic: Mutex::new(None),
         });
-        let mut team =
-            Team { shared, busy: AtomicBool::new(false), workers: vec![], handles: vec![] };
-        for index in 0..extra {
-            let shared = Arc::clone(&team.shared);
-            let handle = thread::Builder::new()
-                .name(format!("puna-{}", index + 1))
-                .spawn(move || work(&shared, index))?;
-            team.workers.push(handle.thread().clone());
-            team.handles.push(handle);
-        }
-        Ok(team)
+        let seat = |index| Seat { shared: Arc::clone(&shared), index };
+        let seats = (0..options.workers()).map(seat).collect();
+        Ok((Team { shared, handles: vec![] }, seats))
     }
 
     /// Number of members.
     pub fn len(&self) -> usize {
-        self.workers.len() + 1
+        self.shared.workers.len() + 1
     }
 
     /// A team is never empty.
@@ -85,41 +235,50 @@ impl Team {
 
     /// Calls `f(0)` on this thread and `f(1)`, `f(2)`, ... on the workers; returns when all are
     /// done. Callers on several threads take turns. `f` must not call `run` of the same team.
+    /// Allocates nothing and waits for no lock that a worker holds.
     ///
     /// # Panics
     /// With the payload of the first member that panicked.
     pub fn run(&self, f: &Job<'_>) {
-        if self.workers.is_empty() {
+        let shared = &*self.shared;
+        if shared.workers.is_empty() {
             f(0);
             return;
         }
-        while self.busy.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err()
-        {
-            thread::yield_now();
-        }
-        let shared = &*self.shared;
+        shared.lock();
         let job: *const Job<'_> = f;
         // SAFETY: only the lifetime changes; this function returns after `remaining` is back at
         // 0, that is after the last use of the pointer.
         let job = unsafe { std::mem::transmute::<*const Job<'_>, *const Job<'static>>(job) };
         // SAFETY: `busy` is held and `remaining` is 0, so no worker reads `job` now.
         unsafe { *shared.job.get() = Some(job) };
-        shared.remaining.store(self.workers.len(), Ordering::Relaxed);
+        // Nobody sits down while `busy` is held: who is present now takes part, and nobody else.
+        let present = |worker: &&Worker| worker.present.load(Ordering::Relaxed);
+        let n_present = shared.workers.iter().filter(present).count();
+        shared.remaining.store(n_present, Ordering::Relaxed);
         shared.epoch.fetch_add(1, Ordering::SeqCst);
-        for (asleep, worker) in shared.asleep.iter().zip(&self.workers) {
-            if asleep.load(Ordering::SeqCst) {
-                worker.unpark();
+        for worker in &shared.workers {
+            if worker.asleep.load(Ordering::SeqCst)
+                && let Some(thread) = worker.thread.get()
+            {
+                thread.unpark();
             }
         }
-        let mine = catch_unwind(AssertUnwindSafe(|| f(0)));
-        let mut rounds = 0u32;
+        let mine = catch_unwind(AssertUnwindSafe(|| {
+            f(0);
+            if n_present < shared.workers.len() {
+                let vacant = |index: &usize| !present(&&shared.workers[*index]);
+                (0..shared.workers.len()).filter(vacant).for_each(|index| f(index + 1));
+            }
+        }));
+        let mut spin = Spin::new(shared.spin);
         while shared.remaining.load(Ordering::Acquire) != 0 {
-            rounds = rounds.wrapping_add(1);
-            // More members than free cores: let the others run.
-            if rounds.is_multiple_of(4096) { thread::yield_now() } else { std::hint::spin_loop() }
+            if !spin.round() {
+                thread::yield_now();
+            }
         }
         let theirs = shared.panic.lock().unwrap_or_else(|poison| poison.into_inner()).take();
-        self.busy.store(false, Ordering::Release);
+        shared.unlock();
         if let Err(payload) = mine {
             resume_unwind(payload);
         }
@@ -186,8 +345,8 @@ impl Drop for Team {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.epoch.fetch_add(1, Ordering::SeqCst);
-        for worker in &self.workers {
-            worker.unpark();
+        for thread in self.shared.workers.iter().filter_map(|worker| worker.thread.get()) {
+            thread.unpark();
         }
         for handle in self.handles.drain(..) {
             // A worker catches its job's panics, so joining cannot fail with one.
@@ -196,27 +355,28 @@ impl Drop for Team {
     }
 }
 
-fn work(shared: &Shared, index: usize) {
-    let mut seen = 0u64;
+/// Runs every job after the epoch `seen`, until the team stops.
+fn work(shared: &Shared, index: usize, mut seen: u64) {
+    let asleep = &shared.workers[index].asleep;
     loop {
-        let mut rounds = 0u32;
+        if shared.stop.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut spin = Spin::new(shared.spin);
         loop {
             let epoch = shared.epoch.load(Ordering::Acquire);
             if epoch != seen {
                 seen = epoch;
                 break;
             }
-            if rounds < SPIN_ROUNDS {
-                rounds += 1;
-                std::hint::spin_loop();
-            } else {
-                shared.asleep[index].store(true, Ordering::SeqCst);
+            if !spin.round() {
+                asleep.store(true, Ordering::SeqCst);
                 // A job published after the store sees the flag and unparks; one published
                 // before it is seen here.
                 if shared.epoch.load(Ordering::SeqCst) == seen {
                     thread::park();
                 }
-                shared.asleep[index].store(false, Ordering::SeqCst);
+                asleep.store(false, Ordering::SeqCst);
             }
         }
         if shared.stop.load(Ordering::SeqCst) {
@@ -289,64 +449,4 @@ impl<'a, T> SharedMut<'a, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_member_runs_once_per_job() {
-        for threads in [1, 2, 3, 5] {
-            let team = Team::new(threads).unwrap();
-            assert_eq!(team.len(), threads);
-            let counts: Vec<AtomicUsize> = (0..threads).map(|_| AtomicUsize::new(0)).collect();
-            for _ in 0..200 {
-                team.run(&|member| {
-                    counts[member].fetch_add(1, Ordering::Relaxed);
-                });
-            }
-            for count in &counts {
-                assert_eq!(count.load(Ordering::Relaxed), 200);
-            }
-        }
-    }
-
-    #[test]
-    fn a_parked_team_wakes_up() {
-        let team = Team::new(2).unwrap();
-        for _ in 0..3 {
-            thread::sleep(std::time::Duration::from_millis(20));
-            let hits = AtomicUsize::new(0);
-            team.run(&|_| {
-                hits.fetch_add(1, Ordering::Relaxed);
-            });
-            assert_eq!(hits.load(Ordering::Relaxed), 2);
-        }
-    }
-
-    #[test]
-    fn a_panic_of_a_worker_reaches_the_caller_and_the_team_lives_on() {
-        let team = Team::new(3).unwrap();
-        let caught = catch_unwind(AssertUnwindSafe(|| {
-            team.run(&|member| assert_ne!(member, 2, "member two fails"));
-        }));
-        assert!(caught.is_err());
-        team.run(&|_| {});
-    }
-
-    #[test]
-    fn parts_cover_everything_once_in_whole_grains() {
-        for n in [0, 1, 15, 16, 17, 100, 257] {
-            for grain in [1, 16, 32] {
-                for members in [1, 2, 3, 7] {
-                    let mut next = 0;
-                    for index in 0..members {
-                        let range = part(n, grain, index, members);
-                        assert_eq!(range.start, next.min(n));
-                        assert!(range.end == n || range.end.is_multiple_of(grain));
-                        next = range.end;
-                    }
-                    assert_eq!(next, n);
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -177,8 +177,7 @@ fn draft(
         return Ok(Some(Draft::lookup(most)));
     }
     let Some(path) = &args.draft else { return Ok(None) };
-    let (threads, exact) = (args.threads.count(), args.model.exact);
-    let options = LoadOptions { threads, exact, adapters: vec![] };
+    let options = LoadOptions { exact: args.model.exact, ..LoadOptions::default() };
     let model = session.model.load_beside(path, &options)?;
     let model = DraftModel::new(model, &session.model, capacity, kv)?;
     Ok(Some(Draft::model(model, most)))

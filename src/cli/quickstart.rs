@@ -150,7 +150,7 @@ fn answers(
     log: Log,
 ) -> Result<Vec<String>> {
     let adapters = adapter.map(Path::to_owned).into_iter().collect();
-    let options = LoadOptions { threads, exact: false, adapters };
+    let options = LoadOptions { adapters, ..LoadOptions::threads(threads) };
     let model = Model::load(Path::new(builtin::NAME), &options)?;
     let tokenizer = match &model.text {
         Some(parts) => &parts.tokenizer,

@@ -36,10 +36,9 @@ impl Session {
         common.device.check()?;
         let log = common.log();
         let start = Instant::now();
-        let model = Model::load(
-            path,
-            &LoadOptions { threads, exact: args.exact, adapters: args.adapter.clone() },
-        )?;
+        let (exact, adapters) = (args.exact, args.adapter.clone());
+        let options = LoadOptions { exact, adapters, ..LoadOptions::threads(threads) };
+        let model = Model::load(path, &options)?;
         let load_ms = start.elapsed().as_secs_f64() * 1000.0;
         log.detail(format!("{}: loaded in {load_ms:.0} ms, {threads} threads", path.display()));
         let workspace = model.workspace();

@@ -85,7 +85,8 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
     let log = args.common.log();
     let load = |path: &Path, adapters: &[PathBuf]| {
         let (threads, exact) = (args.threads.count(), !args.rounded);
-        Model::load(path, &LoadOptions { threads, exact, adapters: adapters.to_vec() })
+        let adapters = adapters.to_vec();
+        Model::load(path, &LoadOptions { exact, adapters, ..LoadOptions::threads(threads) })
     };
     let (first, second) = (load(a, &args.adapter)?, load(b, &args.adapter_b)?);
     let ids = read_ids(args, &first, a)?;

@@ -103,7 +103,7 @@ pub fn generate_batch(
         if groups.is_empty() && waiting.len() == 0 {
             return Ok(());
         }
-        step(model, ws, &mut groups)?;
+        step(model, ws, &mut groups, cancel)?;
     }
 }
 
@@ -138,7 +138,12 @@ fn begin<'m>(
 }
 
 /// One forward pass over the last token of every sequence that goes on, then their next tokens.
-fn step(model: &Model, ws: &mut Workspace, groups: &mut [Group<'_>]) -> Result<()> {
+fn step(
+    model: &Model,
+    ws: &mut Workspace,
+    groups: &mut [Group<'_>],
+    cancel: &AtomicBool,
+) -> Result<()> {
     let mut segments: Vec<Segment<'_>> = groups
         .iter_mut()
         .flat_map(|group| group.sequences.iter().zip(&mut group.caches))
@@ -151,7 +156,7 @@ fn step(model: &Model, ws: &mut Workspace, groups: &mut [Group<'_>]) -> Result<(
     if segments.is_empty() {
         return Ok(());
     }
-    model.forward(ws, &mut segments)?;
+    model.forward_unless(ws, &mut segments, cancel)?;
     let going_on = groups.iter_mut().flat_map(|group| &mut group.sequences);
     for (row, sequence) in going_on.filter(|sequence| sequence.finish.is_none()).enumerate() {
         sequence.advance(ws.logits(row))?;

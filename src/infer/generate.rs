@@ -77,18 +77,22 @@ impl Context {
         self.cache.truncate(len);
     }
 
-    /// Brings the next tokens through the model.
+    /// Brings the next tokens through the model; `false` where that was cancelled and nothing has
+    /// changed.
     pub(super) fn run(
         &mut self,
         model: &Model,
         ws: &mut Workspace,
         tokens: &[u32],
         logits: LogitsFor,
-    ) -> Result<()> {
+        cancel: &AtomicBool,
+    ) -> Result<bool> {
         let segment = Segment { tokens, cache: &mut self.cache, logits, rope_len: None };
-        model.forward(ws, &mut [segment])?;
-        self.ids.extend_from_slice(tokens);
-        Ok(())
+        let done = was_done(model.forward_unless(ws, &mut [segment], cancel))?;
+        if done {
+            self.ids.extend_from_slice(tokens);
+        }
+        Ok(done)
     }
 
     /// A copy of the cache that goes on independently.
@@ -141,7 +145,7 @@ pub type Sink<'a> = dyn FnMut(usize, &str) -> Result<()> + 'a;
 
 /// Continues `prompt` by `options.n` sequences. What `context` has in common with the prompt is
 /// not computed again; afterwards it holds the prompt and the first sequence. `cancel` is looked
-/// at before every chunk of the prompt and before every token.
+/// at before every block of the model: a pass that it ends leaves no trace.
 ///
 /// # Errors
 /// An empty prompt, ids beyond the vocabulary, a prompt longer than the context, settings out of
@@ -190,8 +194,9 @@ pub fn generate(
         if sequences.iter().all(|sequence| sequence.finish.is_some()) {
             break;
         }
-        decode_step(model, ws, context, &mut forks, &mut sequences, sink)?;
-        clock.token();
+        if decode_step(model, ws, context, &mut forks, &mut sequences, cancel, sink)? {
+            clock.token();
+        }
     }
     let sequences = sequences.into_iter().map(|sequence| finished(sequence, &clock)).collect();
     Ok(Generation { sequences, n_reused, context_full })
@@ -226,36 +231,49 @@ pub(super) fn prefill(
     cancel: &AtomicBool,
 ) -> Result<bool> {
     while context.ids.len() < prompt.len() {
-        if cancel.load(Ordering::Relaxed) {
-            return Ok(false);
-        }
         let begin = context.ids.len();
         let end = prompt.len().min(begin + Model::MAX_ROWS);
         let logits = if end == prompt.len() { LogitsFor::Last } else { LogitsFor::None };
         let tokens = &prompt[begin..end];
         let segment =
             Segment { tokens, cache: &mut context.cache, logits, rope_len: Some(prompt.len()) };
-        model.forward(ws, &mut [segment])?;
+        if !was_done(model.forward_unless(ws, &mut [segment], cancel))? {
+            return Ok(false);
+        }
         context.ids.extend_from_slice(tokens);
     }
     Ok(true)
 }
 
-/// One forward pass over the last token of every sequence that goes on, then their next tokens.
+/// Whether a pass was done: `false` where it was cancelled.
+fn was_done(pass: Result<()>) -> Result<bool> {
+    match pass {
+        Ok(()) => Ok(true),
+        Err(Error::Cancelled) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// One forward pass over the last token of every sequence that goes on, then their next tokens;
+/// `false` where it was cancelled and nothing has changed.
 fn decode_step(
     model: &Model,
     ws: &mut Workspace,
     context: &mut Context,
     forks: &mut [KvCache],
     sequences: &mut [Sequence<'_>],
+    cancel: &AtomicBool,
     sink: &mut Sink<'_>,
-) -> Result<()> {
+) -> Result<bool> {
     if let [sequence] = &mut *sequences
         && let Some(&token) = sequence.last()
     {
         // The usual case: nothing is collected on the heap.
-        context.run(model, ws, &[token], LogitsFor::Last)?;
-        return sink(0, &sequence.advance(ws.logits(0))?);
+        if !context.run(model, ws, &[token], LogitsFor::Last, cancel)? {
+            return Ok(false);
+        }
+        sink(0, &sequence.advance(ws.logits(0))?)?;
+        return Ok(true);
     }
     let Context { cache, ids } = context;
     let caches = std::iter::once(cache).chain(forks.iter_mut());
@@ -268,7 +286,9 @@ fn decode_step(
             Some(Segment { tokens, cache, logits: LogitsFor::Last, rope_len: None })
         })
         .collect();
-    model.forward(ws, &mut segments)?;
+    if !was_done(model.forward_unless(ws, &mut segments, cancel))? {
+        return Ok(false);
+    }
     if let Some(first) = sequences.first().filter(|sequence| sequence.finish.is_none()) {
         ids.extend(first.last());
     }
@@ -276,7 +296,7 @@ fn decode_step(
     for (row, (index, sequence)) in going_on.enumerate() {
         sink(index, &sequence.advance(ws.logits(row))?)?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Times of the steps that all sequences share.

@@ -82,16 +82,42 @@ fn by_score(a: &Candidate, b: &Candidate) -> Ordering {
     b.score.total_cmp(&a.score).then(a.id.cmp(&b.id))
 }
 
+/// Where a sampler's random stream stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draws {
+    /// Seed of the stream.
+    pub seed: u64,
+    /// Which of the seed's streams.
+    pub stream: u64,
+    /// How far it has been drawn.
+    pub position: u128,
+}
+
 /// Chooses tokens for one sequence.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Sampler {
     config: SamplerConfig,
     rng: Rng,
+    stream: u64,
     /// Work space, [vocab_size] at most.
     candidates: Vec<Candidate>,
     /// Ids of prompt and output, [vocab_size]; empty while the penalty is off.
     seen: Vec<bool>,
     vocab_size: usize,
+}
+
+impl Clone for Sampler {
+    fn clone(&self) -> Sampler {
+        Sampler {
+            config: self.config,
+            rng: self.rng.clone(),
+            stream: self.stream,
+            // Contents are work space; the room is what counts.
+            candidates: Vec::with_capacity(self.candidates.capacity()),
+            seen: self.seen.clone(),
+            vocab_size: self.vocab_size,
+        }
+    }
 }
 
 impl Sampler {
@@ -105,10 +131,39 @@ impl Sampler {
         Ok(Sampler {
             config,
             rng: Rng::new(config.seed, stream),
+            stream,
             candidates: Vec::with_capacity(if config.is_greedy() { 0 } else { vocab_size }),
             seen: vec![false; if penalty { vocab_size } else { 0 }],
             vocab_size,
         })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &SamplerConfig {
+        &self.config
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.candidates.capacity() * size_of::<Candidate>() + self.seen.capacity()
+    }
+
+    /// Where the random stream stands.
+    pub fn draws(&self) -> Draws {
+        let (seed, stream) = (self.config.seed, self.stream);
+        Draws { seed, stream, position: self.rng.position() }
+    }
+
+    /// Draws from there on.
+    pub fn set_draws(&mut self, draws: Draws) {
+        (self.config.seed, self.stream) = (draws.seed, draws.stream);
+        self.rng = Rng::new(draws.seed, draws.stream);
+        self.rng.go_to(draws.position);
+    }
+
+    /// Forgets which tokens were observed.
+    pub fn forget(&mut self) {
+        self.seen.fill(false);
     }
 
     /// Notes a token of prompt or output for the repetition penalty.

@@ -39,11 +39,20 @@ impl StopMatcher {
 
     /// Adds text; returns what may be shown now. After a stop nothing is shown any more.
     pub fn push(&mut self, text: &str) -> Shown {
+        let mut shown = String::new();
+        let stopped = self.push_into(text, &mut shown);
+        Shown { text: shown, stopped }
+    }
+
+    /// As [`StopMatcher::push`], with what may be shown appended to `out`; whether a stop string
+    /// was found. Allocates only where `out` or the text held back outgrow their room.
+    pub fn push_into(&mut self, text: &str, out: &mut String) -> bool {
         if self.stopped {
-            return Shown { text: String::new(), stopped: true };
+            return true;
         }
         if self.stops.is_empty() {
-            return Shown { text: text.to_owned(), stopped: false };
+            out.push_str(text);
+            return false;
         }
         self.held.push_str(text);
         let found = self
@@ -51,14 +60,23 @@ impl StopMatcher {
             .iter()
             .filter_map(|stop| self.held.find(stop).map(|start| (start + stop.len(), start)))
             .min();
-        if let Some((_, start)) = found {
-            self.stopped = true;
-            self.held.truncate(start);
-            return Shown { text: std::mem::take(&mut self.held), stopped: true };
+        let showable = match found {
+            Some((_, start)) => start,
+            None => self.first_possible_start(),
+        };
+        out.push_str(&self.held[..showable]);
+        self.held.drain(..showable);
+        self.stopped = found.is_some();
+        if self.stopped {
+            self.held.clear();
         }
-        let keep_from = self.first_possible_start();
-        let rest = self.held.split_off(keep_from);
-        Shown { text: std::mem::replace(&mut self.held, rest), stopped: false }
+        self.stopped
+    }
+
+    /// Forgets the text so far.
+    pub fn restart(&mut self) {
+        self.held.clear();
+        self.stopped = false;
     }
 
     /// What was still held back, when no more text comes.

@@ -1,7 +1,7 @@
 //! Attention of new rows over one sequence's cache.
 
 use super::{Cpu, Scratch};
-pub use puna_cpu::attention::{AttentionArgs, KvLayer, KvShape, KvType};
+pub use puna_cpu::attention::{AttentionArgs, KvLayer, KvShape, KvType, ScratchArgs};
 
 /// `out = softmax(q kᵀ * scale) v` for each row and head; `out` and `q` are
 /// [t, n_heads * head_dim]; the rows' own keys and values are already in the cache.

@@ -10,10 +10,12 @@ pub mod optim;
 pub mod rows;
 
 pub use puna_cpu::floats::{Floats, FloatsMut};
+pub use puna_cpu::team::{Seat, Team, TeamOptions, pin_current_thread};
 
 use crate::error::{Error, Result};
+use puna_cpu::attention::{AttentionScratch, ScratchArgs};
 use puna_cpu::isa::{Isa, Level};
-use puna_cpu::team::Team;
+use puna_cpu::products;
 
 /// The CPU as a device: instruction set and worker team.
 pub struct Cpu {
@@ -24,26 +26,42 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A device with `threads` workers. The instruction set is the machine's best, or the one
-    /// that the environment variable `PUNA_ISA` names.
+    /// A device with `threads` workers, as [`Cpu::with_options`] makes it.
     ///
     /// # Errors
     /// When the machine lacks the named level, or refuses a thread.
     pub fn new(threads: usize) -> Result<Cpu> {
+        Cpu::with_options(&TeamOptions::threads(threads))
+    }
+
+    /// A device with a team of its own. The instruction set is the machine's best, or the one that
+    /// the environment variable `PUNA_ISA` names.
+    ///
+    /// # Errors
+    /// When the machine lacks the named level, or refuses a thread or a core.
+    pub fn with_options(options: &TeamOptions) -> Result<Cpu> {
         let isa = chosen_isa()?;
-        let team = Team::new(threads).map_err(|source| Error::Device {
-            wanted: format!("cpu with {threads} threads"),
+        let team = Team::with(options).map_err(|source| Error::Device {
+            wanted: format!("cpu with {} threads", options.threads),
             why: source.to_string(),
         })?;
         Ok(Cpu { isa, team })
+    }
+
+    /// A device with a team that is there already.
+    ///
+    /// # Errors
+    /// When the machine lacks the named level.
+    pub fn with_team(team: Team) -> Result<Cpu> {
+        Ok(Cpu { isa: chosen_isa()?, team })
     }
 }
 
 /// Memory that kernels work in, grown on first use and then reused.
 #[derive(Default)]
 pub struct Scratch {
-    matmul: puna_cpu::products::Scratch,
-    attention: puna_cpu::attention::AttentionScratch,
+    matmul: products::Scratch,
+    attention: AttentionScratch,
     gemm: puna_cpu::gemm::Scratch,
     flash: puna_cpu::flash::Scratch,
     partials: Vec<f32>,
@@ -73,6 +91,15 @@ pub fn chosen_isa() -> Result<Isa> {
 impl Scratch {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.gemm.bytes() + self.flash.bytes() + 4 * self.partials.capacity()
+        let training = self.gemm.bytes() + self.flash.bytes() + 4 * self.partials.capacity();
+        training + self.matmul.bytes() + self.attention.bytes()
+    }
+
+    /// Bytes held at most while serving passes of up to `rows` rows with inputs of up to `k`
+    /// values, over caches like `cache`.
+    pub fn most_serving_bytes(cpu: &Cpu, rows: usize, k: usize, cache: &ScratchArgs) -> usize {
+        let members = cpu.team.len();
+        products::Scratch::most_bytes(rows, k, members)
+            + AttentionScratch::most_bytes(cpu.isa, cache, rows, members)
     }
 }

@@ -12,27 +12,53 @@ pub struct KvCache {
     pub(super) layers: Vec<KvLayer>,
     len: usize,
     capacity: usize,
+    kv_type: KvType,
+}
+
+/// What a position of each layer holds.
+fn shape(config: &Config, capacity: usize, kv_type: KvType) -> Result<KvShape> {
+    let refuse = |why: &str| Err(Error::config("ctx", capacity, why));
+    if capacity == 0 {
+        return refuse("a context has at least one position");
+    }
+    // 16 bytes a value bound every type with its scales, 512 every rounding up.
+    let values = config.n_kv_heads.checked_mul(config.head_dim);
+    let bytes = values.and_then(|v| {
+        v.checked_mul(16)?.checked_mul(capacity.checked_add(512)?)?.checked_mul(config.n_layers)
+    });
+    if bytes.is_none_or(|bytes| bytes > isize::MAX as usize / 4) {
+        return refuse("more than memory can address");
+    }
+    Ok(KvShape { n_kv_heads: config.n_kv_heads, head_dim: config.head_dim, kv_type })
 }
 
 impl KvCache {
     /// A cache for `capacity` positions of a model like `config`.
     ///
     /// # Errors
-    /// When the capacity is 0 or its size overflows.
+    /// When the capacity is 0, its size overflows, or the system does not give the memory.
     pub fn new(config: &Config, capacity: usize, kv_type: KvType) -> Result<KvCache> {
-        let refuse = |why: &str| Err(Error::config("ctx", capacity, why));
-        if capacity == 0 {
-            return refuse("a context has at least one position");
-        }
-        // 16 bytes a value bound every type with its scales, 512 every rounding up.
-        let values = config.n_kv_heads.checked_mul(config.head_dim);
-        let bytes = values.and_then(|v| v.checked_mul(16)?.checked_mul(capacity.checked_add(512)?));
-        if bytes.is_none_or(|bytes| bytes > isize::MAX as usize / 4) {
-            return refuse("more than memory can address");
-        }
-        let shape = KvShape { n_kv_heads: config.n_kv_heads, head_dim: config.head_dim, kv_type };
-        let layers = (0..config.n_layers).map(|_| KvLayer::new(shape, capacity)).collect();
-        Ok(KvCache { layers, len: 0, capacity })
+        let shape = shape(config, capacity, kv_type)?;
+        let layers = (0..config.n_layers).map(|_| KvLayer::try_new(shape, capacity));
+        let Some(layers) = layers.collect::<Option<Vec<_>>>() else {
+            let bytes = config.n_layers * shape.bytes(capacity);
+            let why = format!("the system does not give the {bytes} bytes that this takes");
+            return Err(Error::config("ctx", capacity, why));
+        };
+        Ok(KvCache { layers, len: 0, capacity, kv_type })
+    }
+
+    /// [`KvCache::bytes`] without making one.
+    ///
+    /// # Errors
+    /// As [`KvCache::new`].
+    pub fn bytes_of(config: &Config, capacity: usize, kv_type: KvType) -> Result<usize> {
+        Ok(config.n_layers * shape(config, capacity, kv_type)?.bytes(capacity))
+    }
+
+    /// Format of the numbers.
+    pub fn kv_type(&self) -> KvType {
+        self.kv_type
     }
 
     /// Positions filled.
@@ -66,17 +92,57 @@ impl KvCache {
     }
 
     /// A copy that goes on independently.
+    ///
+    /// # Panics
+    /// When the system does not give the memory.
     pub fn fork(&self) -> KvCache {
-        let layers = self
-            .layers
-            .iter()
-            .map(|layer| {
-                let mut copy = KvLayer::new(layer.shape(), self.capacity);
-                copy.copy_from(layer, self.len);
-                copy
-            })
-            .collect();
-        KvCache { layers, len: self.len, capacity: self.capacity }
+        let copied = |layer: &KvLayer| {
+            let mut copy = KvLayer::new(layer.shape(), self.capacity);
+            copy.copy_from(layer, self.len);
+            copy
+        };
+        KvCache { layers: self.layers.iter().map(copied).collect(), ..*self }
+    }
+
+    /// [`KvCache::fork`] for a cache of a model like `config`.
+    ///
+    /// # Errors
+    /// When the system does not give the memory.
+    pub fn try_fork(&self, config: &Config) -> Result<KvCache> {
+        let mut copy = KvCache::new(config, self.capacity, self.kv_type)?;
+        for (to, from) in copy.layers.iter_mut().zip(&self.layers) {
+            to.copy_from(from, self.len);
+        }
+        copy.len = self.len;
+        Ok(copy)
+    }
+
+    /// Hands out the bytes of everything cached, piece by piece, as [`KvLayer::save`] does.
+    ///
+    /// # Errors
+    /// The first that `f` returns.
+    pub fn save<Fault>(&self, f: &mut impl FnMut(&[u8]) -> Result<(), Fault>) -> Result<(), Fault> {
+        self.layers.iter().try_for_each(|layer| layer.save(self.len, f))
+    }
+
+    /// Replaces everything by `len` positions, to be filled with what [`KvCache::save`] of a cache
+    /// of the same model and type handed out.
+    ///
+    /// # Errors
+    /// The first that `f` returns; the cache is then empty.
+    ///
+    /// # Panics
+    /// When `len` is beyond the capacity.
+    pub fn restore<Fault>(
+        &mut self,
+        len: usize,
+        f: &mut impl FnMut(&mut [u8]) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        assert!(len <= self.capacity, "{len} positions into a cache of {}", self.capacity);
+        self.len = 0;
+        self.layers.iter_mut().try_for_each(|layer| layer.restore(len, f))?;
+        self.len = len;
+        Ok(())
     }
 
     pub(super) fn advance(&mut self, n: usize) {

@@ -3,8 +3,9 @@
 //! A batch is a list of segments, each some consecutive tokens of one sequence. Every row is
 //! computed by the same operations in the same order whatever else is in the batch, so a
 //! sequence's logits have the same bits however its prompt is split and whoever shares the batch.
+//! A pass that was run once allocates nothing when it, or a smaller one, runs again.
 
-use crate::autograd::{Cx, Mode, Var};
+use crate::autograd::{Cx, Mode};
 use crate::error::{Error, Result};
 use crate::kernels::rows::Rotations;
 use crate::kernels::{Cpu, Scratch};
@@ -12,30 +13,49 @@ use crate::model::adapter::read_adapter;
 use crate::model::block::{self, Shape};
 use crate::model::checkpoint::{Checkpoint, GenerationDefaults};
 use crate::model::config::Config;
-use crate::model::rope::{append_angles, clear_angles};
+use crate::model::rope::{Frequencies, append_angles, clear_angles};
 use crate::model::text::text_parts;
 use crate::model::tune_open::attach_fixed;
 use crate::model::weights::Weights;
 use crate::ops::{self, CachedRows};
 use crate::tensor::{Params, Pool, Rows};
-use crate::text::TextParts;
+use crate::text::{TextParts, Tokenizer};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use crate::kernels::{Seat, Team, TeamOptions, pin_current_thread};
 pub use crate::model::kv_cache::{KvCache, KvType};
+pub use crate::model::memory::Memory;
 
 /// How to open a model.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
-    /// Members of the worker team, at least 1.
-    pub threads: usize,
+    /// The worker team: how many threads, their name, their cores, how long they spin.
+    pub team: TeamOptions,
     /// Multiply weights with f32 activations, unrounded: slower, for verification.
     pub exact: bool,
     /// Adapters to add, in this order.
     pub adapters: Vec<PathBuf>,
 }
 
+impl LoadOptions {
+    /// A team of `threads` members, all else as usual.
+    pub fn threads(threads: usize) -> LoadOptions {
+        LoadOptions { team: TeamOptions::threads(threads), ..LoadOptions::default() }
+    }
+}
+
 /// A model ready to run: immutable, shared by all its sequences.
+///
+/// ```
+/// use puna::model::llama::{KvType, LoadOptions, Model};
+///
+/// let model = Model::load("builtin".as_ref(), &LoadOptions::threads(1))?;
+/// let memory = model.memory(256, KvType::F16)?;
+/// assert!(memory.weights_bytes > memory.cache_bytes);
+/// # Ok::<(), puna::Error>(())
+/// ```
 pub struct Model {
     /// Sizes and settings.
     pub config: Config,
@@ -43,10 +63,10 @@ pub struct Model {
     pub text: Option<TextParts>,
     /// What the checkpoint says of sampling and of its end.
     pub generation: GenerationDefaults,
-    weights: Weights,
-    params: Params, // none: nothing is trained while serving
-    cpu: Arc<Cpu>,
-    exact: bool,
+    pub(super) weights: Weights,
+    pub(super) params: Params, // none: nothing is trained while serving
+    pub(super) cpu: Arc<Cpu>,
+    pub(super) exact: bool,
 }
 
 /// Which rows of a segment get logits.
@@ -73,16 +93,70 @@ pub struct Segment<'a> {
     pub rope_len: Option<usize>,
 }
 
+/// What one forward pass runs: some segments, the same ones in the same order at each call. Lists
+/// of segments are one; who keeps caches elsewhere can hand them out from there.
+pub trait Batch {
+    /// The segments.
+    fn segments(&mut self) -> impl Iterator<Item = Segment<'_>>;
+
+    /// Whether the pass should end; looked at before every block.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+impl Batch for [Segment<'_>] {
+    fn segments(&mut self) -> impl Iterator<Item = Segment<'_>> {
+        self.iter_mut().map(Segment::borrowed)
+    }
+}
+
+/// Segments, and when to give them up.
+struct Unless<'s, 'a> {
+    segments: &'s mut [Segment<'a>],
+    cancel: &'s AtomicBool,
+}
+
+impl Batch for Unless<'_, '_> {
+    fn segments(&mut self) -> impl Iterator<Item = Segment<'_>> {
+        self.segments.iter_mut().map(Segment::borrowed)
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+    }
+}
+
+impl Segment<'_> {
+    /// The same segment for a shorter time.
+    fn borrowed(&mut self) -> Segment<'_> {
+        let Segment { tokens, cache, logits, rope_len } = self;
+        Segment { tokens, cache, logits: *logits, rope_len: *rope_len }
+    }
+}
+
 /// Buffers of a forward pass, made for [`Model::MAX_ROWS`] rows at most, grown on first use.
 pub struct Workspace {
+    /// Activations: every block has room for the longest pass so far.
     pool: Pool,
+    /// Logits, apart: few rows get them, and each is long.
+    heads: Pool,
     scratch: Scratch,
     angles: Arc<Rotations>,
+    frequencies: Frequencies,
+    tokens: Vec<u32>,     // of all segments
     logits: Option<Rows>, // [wanted rows, vocab]
     wanted: Vec<usize>,   // rows that get logits
 }
 
 impl Workspace {
+    /// Bytes held, written or not.
+    pub fn bytes(&self) -> usize {
+        let angles = 4 * (self.angles.cos.capacity() + self.angles.sin.capacity());
+        let lists = 4 * self.tokens.capacity() + 8 * self.wanted.capacity();
+        self.pool.bytes() + self.heads.bytes() + self.scratch.bytes() + angles + lists
+    }
+
     /// Logits `[vocab_size]` of the `row`-th row that was asked for, counted over all segments.
     ///
     /// # Panics
@@ -103,19 +177,49 @@ impl Model {
     /// # Errors
     /// When the checkpoint is not there, is broken, or needs something that Puna does not do.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
-        Model::load_on(path, options, Arc::new(Cpu::new(options.threads)?))
+        let checkpoint = Checkpoint::open(path)?;
+        Model::from_checkpoint(checkpoint, options, Arc::new(Cpu::with_options(&options.team)?))
     }
 
-    /// Opens a model whose work the threads of `self` will do. Two teams would fight for the cores.
+    /// Opens a model whose work the team of `self` will do; the team of the options does not count.
+    /// Two teams would fight for the cores.
     ///
     /// # Errors
     /// As [`Model::load`].
     pub fn load_beside(&self, path: &Path, options: &LoadOptions) -> Result<Model> {
-        Model::load_on(path, options, Arc::clone(&self.cpu))
+        Model::from_checkpoint(Checkpoint::open(path)?, options, Arc::clone(&self.cpu))
     }
 
-    fn load_on(path: &Path, options: &LoadOptions, cpu: Arc<Cpu>) -> Result<Model> {
-        let checkpoint = Checkpoint::open(path)?;
+    /// Opens a model to be run by a team that is there already, such as one of threads that the
+    /// caller lends; the team of the options does not count.
+    ///
+    /// ```
+    /// use puna::model::llama::{LoadOptions, Model, Team, TeamOptions};
+    ///
+    /// let (team, seats) = Team::lent(&TeamOptions::threads(2)).unwrap();
+    /// let mine: Vec<_> = seats
+    ///     .into_iter()
+    ///     .map(|seat| std::thread::spawn(move || seat.work()))
+    ///     .collect();
+    /// let model = Model::load_with_team("builtin".as_ref(), &LoadOptions::default(), team)?;
+    /// // ... the threads work for the model until it is dropped:
+    /// drop(model);
+    /// mine.into_iter().for_each(|thread| thread.join().unwrap());
+    /// # Ok::<(), puna::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_with_team(path: &Path, options: &LoadOptions, team: Team) -> Result<Model> {
+        let cpu = Arc::new(Cpu::with_team(team)?);
+        Model::from_checkpoint(Checkpoint::open(path)?, options, cpu)
+    }
+
+    fn from_checkpoint(
+        checkpoint: Checkpoint,
+        options: &LoadOptions,
+        cpu: Arc<Cpu>,
+    ) -> Result<Model> {
         // The tokenizer is built while the weights load.
         let (text, weights) = std::thread::scope(|scope| {
             let text = scope.spawn(|| text_parts(&checkpoint));
@@ -130,6 +234,24 @@ impl Model {
         let Checkpoint { config, generation, .. } = checkpoint;
         let (params, exact) = (Params::default(), options.exact);
         Ok(Model { config, text: text?, generation, weights, params, cpu, exact })
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// The checkpoint came without one.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        let none = || Error::Tokenizer("the model came without one; token ids are needed".into());
+        Ok(&self.text.as_ref().ok_or_else(none)?.tokenizer)
+    }
+
+    /// Tokens that end a text: those that the checkpoint names, else the tokenizer's.
+    pub fn end_ids(&self) -> Vec<u32> {
+        let mut ids = self.generation.eos_ids.clone();
+        if let (true, Some(text)) = (ids.is_empty(), &self.text) {
+            ids.extend(text.tokenizer.eos_id());
+        }
+        ids
     }
 
     /// Bytes of weights that computing one token reads.
@@ -159,8 +281,11 @@ impl Model {
     pub fn workspace(&self) -> Workspace {
         Workspace {
             pool: Pool::default(),
+            heads: Pool::default(),
             scratch: Scratch::default(),
             angles: Arc::default(),
+            frequencies: Frequencies::default(),
+            tokens: Vec::new(),
             logits: None,
             wanted: Vec::new(),
         }
@@ -173,8 +298,35 @@ impl Model {
     /// When a cache is full, a token id is outside the vocabulary, or the batch has more than
     /// [`Model::MAX_ROWS`] rows. The caches are then as before.
     pub fn forward(&self, ws: &mut Workspace, segments: &mut [Segment<'_>]) -> Result<()> {
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        self.forward_unless(ws, segments, &NEVER)
+    }
+
+    /// [`Model::forward`], given up within a block of the moment when `cancel` is set.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`], and as [`Model::forward`]. The caches are then as before.
+    pub fn forward_unless(
+        &self,
+        ws: &mut Workspace,
+        segments: &mut [Segment<'_>],
+        cancel: &AtomicBool,
+    ) -> Result<()> {
+        self.forward_batch(ws, &mut Unless { segments, cancel })
+    }
+
+    /// [`Model::forward`] over whatever hands out segments.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] where the batch says so, and as [`Model::forward`]. The caches are then
+    /// as before.
+    pub fn forward_batch<B: Batch + ?Sized>(
+        &self,
+        ws: &mut Workspace,
+        batch: &mut B,
+    ) -> Result<()> {
         let config = &self.config;
-        let m: usize = segments.iter().map(|s| s.tokens.len()).sum();
+        let m: usize = batch.segments().map(|s| s.tokens.len()).sum();
         if m > Self::MAX_ROWS {
             return Err(Error::Shape {
                 op: "forward".into(),
@@ -182,84 +334,75 @@ impl Model {
                 got: m.to_string(),
             });
         }
-        for s in segments.iter() {
+        for s in batch.segments() {
             let needed = s.cache.len() + s.tokens.len();
             if needed > s.cache.capacity() {
                 return Err(Error::ContextFull { needed, capacity: s.cache.capacity() });
             }
         }
-        find_wanted(&mut ws.wanted, segments);
-        self.rotations(&mut ws.angles, segments);
+        self.prepare(ws, batch);
         ws.logits = None;
-        let (pool, params) = (ws.pool.clone(), &self.params);
+        ws.pool.expect_rows(m);
+        ws.heads.expect_rows(ws.wanted.len());
+        let (pool, heads, params) = (ws.pool.clone(), ws.heads.clone(), &self.params);
         let mode = Mode::Serve { exact: self.exact };
         let mut cx = Cx::new(&self.cpu, &pool, params, &mut ws.scratch, mode);
-        let mut x = self.embed(&mut cx, segments)?;
+        let mut x = ops::embedding(&mut cx, &self.weights.tok_emb, &ws.tokens)?;
         let shape = Shape::of(config);
         let last = self.weights.blocks.len().wrapping_sub(1);
         for (layer, block) in self.weights.blocks.iter().enumerate() {
+            if batch.cancelled() {
+                return Err(Error::Cancelled);
+            }
             let keep = (layer == last).then_some(&ws.wanted[..]);
             x = block::forward(&mut cx, block, &shape, x, &ws.angles, keep, |cx, qkv| {
-                let parts = segments.iter_mut().map(|s| CachedRows {
-                    first_pos: s.cache.len(),
-                    n_rows: s.tokens.len(),
-                    kv: &mut s.cache.layers[layer],
+                let parts = batch.segments().map(|s| {
+                    let Segment { tokens, cache, .. } = s;
+                    let (first_pos, n_rows) = (cache.len(), tokens.len());
+                    CachedRows { first_pos, n_rows, kv: &mut cache.layers[layer] }
                 });
                 Ok(ops::attention_cached(cx, shape.heads, qkv, parts))
             })?;
         }
-        for s in segments.iter_mut() {
-            s.cache.advance(s.tokens.len());
-        }
         if !ws.wanted.is_empty() {
+            if batch.cancelled() {
+                return Err(Error::Cancelled);
+            }
             let h = ops::rms_norm(&mut cx, &x, &self.weights.out_norm, config.norm_eps);
+            cx.pool = &heads;
             ws.logits = Some(ops::linear(&mut cx, &h, &self.weights.lm_head)?.rows);
+        }
+        // Last of all: what was given up has changed no length.
+        for Segment { tokens, cache, .. } in batch.segments() {
+            cache.advance(tokens.len());
         }
         Ok(())
     }
 
-    fn embed<'w>(&'w self, cx: &mut Cx<'_, 'w>, segments: &[Segment<'_>]) -> Result<Var<'w>> {
-        let table = &self.weights.tok_emb;
-        if let [one] = segments {
-            return ops::embedding(cx, table, one.tokens);
-        }
-        let tokens: Vec<u32> = segments.iter().flat_map(|s| s.tokens).copied().collect();
-        ops::embedding(cx, table, &tokens)
-    }
-
-    /// Angles of every row's rotations.
-    fn rotations(&self, angles: &mut Arc<Rotations>, segments: &[Segment<'_>]) {
+    /// Tokens, rows with logits and angles of a batch.
+    fn prepare<B: Batch + ?Sized>(&self, ws: &mut Workspace, batch: &mut B) {
+        let Workspace { angles, frequencies, tokens, wanted, .. } = ws;
         let (rope, head_dim) = (&self.config.rope, self.config.head_dim);
-        let fill = |rotations: &mut Rotations| {
-            clear_angles(rotations, rope, head_dim);
-            for s in segments {
-                let end = s.cache.len() + s.tokens.len();
-                let len = s.rope_len.unwrap_or(end).max(end);
-                append_angles(rotations, rope, head_dim, s.cache.len()..end, len);
-            }
-        };
-        match Arc::get_mut(angles) {
-            Some(rotations) => fill(rotations),
-            None => {
-                let mut fresh = Rotations::default();
-                fill(&mut fresh);
-                *angles = Arc::new(fresh);
-            }
+        // Nobody else holds the angles while nothing is recorded.
+        if Arc::get_mut(angles).is_none() {
+            *angles = Arc::default();
         }
-    }
-}
-
-fn find_wanted(wanted: &mut Vec<usize>, segments: &[Segment<'_>]) {
-    wanted.clear();
-    let mut row = 0;
-    for s in segments {
-        let t = s.tokens.len();
-        match s.logits {
-            LogitsFor::None => {}
-            LogitsFor::Last if t > 0 => wanted.push(row + t - 1),
-            LogitsFor::Last => {}
-            LogitsFor::All => wanted.extend(row..row + t),
+        let angles = Arc::get_mut(angles).expect("nobody else holds what was just made");
+        clear_angles(angles, rope, head_dim);
+        tokens.clear();
+        wanted.clear();
+        for s in batch.segments() {
+            let rows = tokens.len()..tokens.len() + s.tokens.len();
+            let wants = match s.logits {
+                LogitsFor::None => 0,
+                LogitsFor::Last => rows.len().min(1),
+                LogitsFor::All => rows.len(),
+            };
+            wanted.extend(rows.end - wants..rows.end);
+            tokens.extend_from_slice(s.tokens);
+            let end = s.cache.len() + s.tokens.len();
+            let len = s.rope_len.unwrap_or(end).max(end);
+            append_angles(angles, frequencies, rope, head_dim, s.cache.len()..end, len);
         }
-        row += t;
     }
 }

@@ -15,27 +15,65 @@ use crate::kernels::rows::Rotations;
 /// Inverse frequencies `[dim / 2]` and the factor on cosine and sine (1 except for YaRN) for a
 /// sequence of `seq_len` tokens. Only `Dynamic` looks at the length.
 pub fn inv_freq(cfg: &RopeConfig, head_dim: usize, seq_len: usize) -> (Vec<f32>, f32) {
+    let mut freqs = Vec::new();
+    let attention_scale = fill_inv_freq(&mut freqs, cfg, head_dim, seq_len);
+    (freqs, attention_scale)
+}
+
+/// [`inv_freq`] in the memory of `freqs`, which are overwritten; returns the factor.
+fn fill_inv_freq(freqs: &mut Vec<f32>, cfg: &RopeConfig, head_dim: usize, seq_len: usize) -> f32 {
     // A validated configuration has `cfg.dim == head_dim`; the smaller one is what exists of both.
     let dim = cfg.dim.min(head_dim);
-    let (mut freqs, attention_scale) = match &cfg.scaling {
-        RopeScaling::None => (plain(cfg.theta, dim), 1.0),
+    let mut attention_scale = 1.0;
+    freqs.clear();
+    match &cfg.scaling {
+        RopeScaling::None => freqs.extend(plain(cfg.theta, dim)),
         RopeScaling::Linear { factor } => {
-            (plain(cfg.theta, dim).iter().map(|f| f / *factor as f32).collect(), 1.0)
+            freqs.extend(plain(cfg.theta, dim).map(|f| f / *factor as f32));
         }
         RopeScaling::Dynamic { factor, max_seq_len } => {
-            (plain(grown_theta(cfg.theta, dim, *factor, *max_seq_len, seq_len), dim), 1.0)
+            let theta = grown_theta(cfg.theta, dim, *factor, *max_seq_len, seq_len);
+            freqs.extend(plain(theta, dim));
         }
-        RopeScaling::Yarn(yarn) => (yarn.inv_freq(cfg.theta, dim), yarn.attention_scale() as f32),
+        RopeScaling::Yarn(yarn) => {
+            yarn.inv_freq(freqs, cfg.theta, dim);
+            attention_scale = yarn.attention_scale() as f32;
+        }
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_seq_len } => {
             let context = *original_max_seq_len as f64;
             let slow = |f: f32| llama3(f, *factor, *low_freq_factor, *high_freq_factor, context);
-            (plain(cfg.theta, dim).into_iter().map(slow).collect(), 1.0)
+            freqs.extend(plain(cfg.theta, dim).map(slow));
         }
-    };
+    }
     if let Some(factors) = &cfg.freq_factors {
         freqs.iter_mut().zip(factors).for_each(|(f, factor)| *f /= factor);
     }
-    (freqs, attention_scale)
+    attention_scale
+}
+
+/// The frequencies of one model, computed again only where the length of a sequence changes them.
+#[derive(Clone, Debug, Default)]
+pub struct Frequencies {
+    freqs: Vec<f32>,
+    scale: f32,
+    /// The length that they hold for.
+    seq_len: Option<usize>,
+}
+
+impl Frequencies {
+    /// Those of [`inv_freq`]; always of the same model.
+    fn at(&mut self, cfg: &RopeConfig, head_dim: usize, seq_len: usize) -> (&[f32], f32) {
+        // All lengths that give the same frequencies count as one.
+        let seq_len = match cfg.scaling {
+            RopeScaling::Dynamic { max_seq_len, .. } => seq_len.max(max_seq_len),
+            _ => 0,
+        };
+        if self.seq_len != Some(seq_len) {
+            self.scale = fill_inv_freq(&mut self.freqs, cfg, head_dim, seq_len);
+            self.seq_len = Some(seq_len);
+        }
+        (&self.freqs, self.scale)
+    }
 }
 
 /// Empties `angles` for rows of a model like `cfg`.
@@ -46,17 +84,18 @@ pub fn clear_angles(angles: &mut Rotations, cfg: &RopeConfig, head_dim: usize) {
 }
 
 /// Appends the angles of some positions of a sequence of `seq_len` tokens, rounded as transformers
-/// rounds them: the angle to f32 before, cosine and sine after.
+/// rounds them: the angle to f32 before, cosine and sine after. Allocates only where `angles` grow.
 pub fn append_angles(
     angles: &mut Rotations,
+    frequencies: &mut Frequencies,
     cfg: &RopeConfig,
     head_dim: usize,
     positions: Range<usize>,
     seq_len: usize,
 ) {
-    let (freqs, scale) = inv_freq(cfg, head_dim, seq_len);
+    let (freqs, scale) = frequencies.at(cfg, head_dim, seq_len);
     for pos in positions {
-        for freq in &freqs {
+        for freq in freqs {
             let (sin, cos) = f64::from(pos as f32 * freq).sin_cos();
             angles.cos.push(cos as f32 * scale);
             angles.sin.push(sin as f32 * scale);
@@ -65,14 +104,14 @@ pub fn append_angles(
 }
 
 /// `1 / theta^(2 i / dim)`.
-fn plain(theta: f64, dim: usize) -> Vec<f32> {
-    powers(theta, dim).into_iter().map(|p| 1.0 / p).collect()
+fn plain(theta: f64, dim: usize) -> impl Iterator<Item = f32> {
+    powers(theta, dim).map(|p| 1.0 / p)
 }
 
 /// `theta^(2 i / dim)`, exponent and result rounded to f32.
-fn powers(theta: f64, dim: usize) -> Vec<f32> {
+fn powers(theta: f64, dim: usize) -> impl Iterator<Item = f32> {
     let base = f64::from(theta as f32);
-    (0..dim / 2).map(|i| base.powf(f64::from((2 * i) as f32 / dim as f32)) as f32).collect()
+    (0..dim / 2).map(move |i| base.powf(f64::from((2 * i) as f32 / dim as f32)) as f32)
 }
 
 /// The base of dynamic NTK scaling: it grows once the sequence is longer than the model's context.
@@ -104,7 +143,7 @@ pub fn llama3_of_factors(rope: &RopeConfig, factors: &[f32]) -> Option<RopeScali
     let (low, high) = (1.0, 4.0);
     let factor = factors.iter().copied().fold(1.0f32, f32::max);
     let factor = nearest_round(f64::from(factor));
-    let freqs = plain(rope.theta, rope.dim);
+    let freqs: Vec<f32> = plain(rope.theta, rope.dim).collect();
     let blended = |&(_, &g): &(&f32, &f32)| g > 1.0 && f64::from(g) < factor * (1.0 - 1e-6);
     let (f, g) = freqs.iter().zip(factors).find(blended)?;
     // 1 / g = (1 - s) / factor + s, and s = (context / wavelength - low) / (high - low).
@@ -159,7 +198,8 @@ pub struct Yarn {
 }
 
 impl Yarn {
-    fn inv_freq(&self, theta: f64, dim: usize) -> Vec<f32> {
+    /// Appends the frequencies.
+    fn inv_freq(&self, freqs: &mut Vec<f32>, theta: f64, dim: usize) {
         // The (fractional) pair that turns `rotations` times over the original context.
         let pair = |rotations: f64| {
             let turns = self.original_max_seq_len as f64 / (rotations * 2.0 * PI);
@@ -175,16 +215,12 @@ impl Yarn {
             high += 0.001;
         }
         let factor = self.factor as f32;
-        powers(theta, dim)
-            .into_iter()
-            .enumerate()
-            .map(|(i, power)| {
-                let ramp = ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
-                // Written as transformers does, for equal rounding.
-                let keep = 1.0 - ramp;
-                1.0 / (factor * power) * (1.0 - keep) + 1.0 / power * keep
-            })
-            .collect()
+        freqs.extend(powers(theta, dim).enumerate().map(|(i, power)| {
+            let ramp = ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+            // Written as transformers does, for equal rounding.
+            let keep = 1.0 - ramp;
+            1.0 / (factor * power) * (1.0 - keep) + 1.0 / power * keep
+        }));
     }
 
     /// The factor on cosine and sine; squared it scales the attention scores.

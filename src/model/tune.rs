@@ -10,7 +10,7 @@ use crate::kernels::rows::Rotations;
 use crate::model::block::{self, Shape};
 use crate::model::checkpoint::GenerationDefaults;
 use crate::model::config::Config;
-use crate::model::rope::{append_angles, clear_angles};
+use crate::model::rope::{Frequencies, append_angles, clear_angles};
 use crate::model::weights::{Block, Weights};
 use crate::ops;
 use crate::tensor::{DType, Grads, Params, Pool};
@@ -177,10 +177,11 @@ impl TuneModel {
     }
 
     fn rotations(&self, spans: &[usize]) -> Rotations {
-        let mut angles = Rotations::default();
-        clear_angles(&mut angles, &self.config.rope, self.config.head_dim);
+        let (rope, head_dim) = (&self.config.rope, self.config.head_dim);
+        let (mut angles, mut freqs) = (Rotations::default(), Frequencies::default());
+        clear_angles(&mut angles, rope, head_dim);
         for &len in spans {
-            append_angles(&mut angles, &self.config.rope, self.config.head_dim, 0..len, len);
+            append_angles(&mut angles, &mut freqs, rope, head_dim, 0..len, len);
         }
         angles
     }

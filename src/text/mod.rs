@@ -21,7 +21,7 @@ mod tokenizer;
 mod train_vocab;
 
 pub use gguf::GgufVocab;
-pub use stream::StreamDecoder;
+pub use stream::{StreamDecoder, StreamState};
 pub use template::{ChatTemplate, Message, Piece};
 pub use to_gguf::GgufVocabBuf;
 pub use to_hf::HfTokenizer;

@@ -8,7 +8,7 @@ use super::alphabet;
 use super::hf::Hf;
 use super::marks::{Marks, Span};
 use super::spm::{Kind, Spm};
-use super::stream::StreamDecoder;
+use super::stream::{StreamDecoder, StreamState};
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
 
@@ -295,12 +295,21 @@ impl Tokenizer {
     /// (never half a UTF-8 character), `finish()` the rest. In total the same as
     /// [`decode`](Self::decode).
     pub fn stream(&self, skip_special: bool) -> StreamDecoder<'_> {
-        let strip = match &self.engine {
+        StreamDecoder::new(self, skip_special, self.strip_left())
+    }
+
+    /// The state of [`stream`](Self::stream), for those who keep the tokenizer elsewhere.
+    pub fn stream_state(&self, skip_special: bool) -> StreamState {
+        StreamState::new(skip_special, self.strip_left())
+    }
+
+    /// Spaces that a text begins with and its ids do not mean.
+    fn strip_left(&self) -> usize {
+        match &self.engine {
             Engine::Spm(spm) => usize::from(spm.rules().add_space_prefix),
             Engine::ByteBpe(_) => 0,
             Engine::Hf(hf) => hf.strip_left(),
-        };
-        StreamDecoder::new(self, skip_special, strip)
+        }
     }
 
     /// As [`stream`](Self::stream), for ids that go on after a prompt: the space in front of the

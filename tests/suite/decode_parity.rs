@@ -43,7 +43,7 @@ fn cases(scratch: &Path) -> Vec<Case> {
 }
 
 /// Random weights in the smallest shape that every block format can hold.
-fn random_draft() -> Draft {
+pub fn random_draft() -> Draft {
     let config = Config {
         dim: 256,
         hidden_dim: 512,
@@ -124,7 +124,7 @@ fn in_pieces(model: &Model, tokens: &[u32], kv: KvType, pieces: &[usize]) -> Vec
 }
 
 /// Where two lists first differ in a bit.
-fn first_difference(got: &[f32], wanted: &[f32]) -> Option<String> {
+pub fn first_difference(got: &[f32], wanted: &[f32]) -> Option<String> {
     if got.len() != wanted.len() {
         return Some(format!("{} values, wanted {}", got.len(), wanted.len()));
     }

@@ -45,7 +45,8 @@ const ROOT_FILES: &[&str] = &["src/lib.rs", "src/main.rs"];
 const MAX_LINES: usize = 600;
 
 /// Folders under the length rule, and the kinds of file it counts.
-const MEASURED_FOLDERS: &[&str] = &["src", "cpu/src", "cuda", "tests", "benches"];
+const MEASURED_FOLDERS: &[&str] =
+    &["src", "capi", "cpu/src", "cuda", "examples", "include", "tests", "benches"];
 const MEASURED_KINDS: &[&str] = &["rs", "cu", "cuh", "h", "sh", "py"];
 
 fn floor_of(room: &str) -> Option<u8> {

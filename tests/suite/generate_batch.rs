@@ -18,7 +18,7 @@ const CAPACITY: usize = 40;
 fn toy_model() -> Model {
     let dir = tempfile::tempdir().unwrap();
     toy::make(dir.path());
-    Model::load(dir.path(), &LoadOptions { threads: 2, exact: false, adapters: vec![] }).unwrap()
+    Model::load(dir.path(), &LoadOptions::threads(2)).unwrap()
 }
 
 fn prompts(model: &Model) -> Vec<Vec<u32>> {

@@ -19,6 +19,8 @@ mod memory_plan;
 mod model_gradients;
 mod model_parity;
 mod quickstart;
+mod schedules;
+mod session;
 mod sliding_window;
 mod smollm2;
 mod speculative;

@@ -58,7 +58,7 @@ fn run(
 }
 
 fn draft_model(name: &str, target: &Model, most: usize) -> Draft {
-    let options = LoadOptions { threads: 1, exact: true, adapters: vec![] };
+    let options = LoadOptions { exact: true, ..LoadOptions::threads(1) };
     let model = target.load_beside(&fixture::dir(name), &options).unwrap();
     Draft::model(DraftModel::new(model, target, 96, KvType::F32).unwrap(), most)
 }
@@ -202,7 +202,7 @@ fn the_models_distribution_is_preserved() {
     let model = load(&fixture::dir("mini-linear"), 1, true);
     // The model itself, a little changed, guesses right now and then.
     let adapters = vec![fixture::dir("mini-linear").join("lora-qv-final")];
-    let options = LoadOptions { threads: 1, exact: true, adapters };
+    let options = LoadOptions { exact: true, adapters, ..LoadOptions::threads(1) };
     let changed = model.load_beside(&fixture::dir("mini-linear"), &options).unwrap();
     let mut draft = Draft::model(DraftModel::new(changed, &model, 64, KvType::F32).unwrap(), 4);
     let mut guesses = (0, 0);

@@ -9,7 +9,7 @@
 //!   x = scale * code, code = round(x / scale), scale = max |x| / 127; 9 bits a number. Key scales
 //!   are `[n_kv_heads, capacity / 16, groups, 16]`, value scales `[n_kv_heads, capacity, groups]`.
 
-use crate::buffer::{Buffer, Plain};
+use crate::buffer::{Buffer, Plain, as_bytes, as_bytes_mut};
 use crate::isa::Isa;
 use crate::simd::{self, Kernel, Vector, get, put};
 use half::{bf16, f16};
@@ -81,6 +81,27 @@ impl KvShape {
     fn groups(&self) -> usize {
         self.head_dim.div_ceil(GROUP)
     }
+
+    /// Elements of keys, of values and of either's scales.
+    fn elements(&self, capacity: usize) -> [usize; 3] {
+        let positions = self.n_kv_heads * capacity;
+        [self.head_dim, self.width(), self.groups()].map(|dims| positions * dims)
+    }
+
+    /// Bytes of a layer for `capacity` positions: [`KvLayer::bytes`] without making one.
+    pub fn bytes(&self, capacity: usize) -> usize {
+        let [k, v, scales] = self.elements(rounded(capacity));
+        match self.kv_type {
+            KvType::F16 | KvType::Bf16 => 2 * (k + v),
+            KvType::F32 => 4 * (k + v),
+            KvType::Q8_0 => k + v + 8 * scales,
+        }
+    }
+}
+
+/// The positions that a layer for `capacity` of them has room for.
+fn rounded(capacity: usize) -> usize {
+    capacity.max(1).next_multiple_of(CAPACITY_STEP)
 }
 
 /// Keys and values of one format.
@@ -90,8 +111,8 @@ pub(super) struct Pair<E: Plain> {
 }
 
 impl<E: Plain> Pair<E> {
-    fn zeroed(k: usize, v: usize) -> Self {
-        Pair { k: Buffer::zeroed(k), v: Buffer::zeroed(v) }
+    fn zeroed(k: usize, v: usize) -> Option<Self> {
+        Some(Pair { k: Buffer::try_zeroed(k)?, v: Buffer::try_zeroed(v)? })
     }
 
     fn bytes(&self) -> usize {
@@ -112,10 +133,58 @@ impl<E: Plain> Pair<E> {
     }
 }
 
+/// Hands out the first elements of every head.
+fn each_head<E: Plain, Fault>(
+    plane: &[E],
+    n_heads: usize,
+    n: usize,
+    f: &mut impl FnMut(&[u8]) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    plane.chunks_exact(plane.len() / n_heads).try_for_each(|head| f(as_bytes(&head[..n])))
+}
+
+/// The same, to write.
+fn each_head_mut<E: Plain, Fault>(
+    plane: &mut [E],
+    n_heads: usize,
+    n: usize,
+    f: &mut impl FnMut(&mut [u8]) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let head = plane.len() / n_heads;
+    plane.chunks_exact_mut(head).try_for_each(|head| f(as_bytes_mut(&mut head[..n])))
+}
+
 fn copy_heads<E: Plain>(to: &mut [E], from: &[E], n_heads: usize, n: usize) {
     let (to_head, from_head) = (to.len() / n_heads, from.len() / n_heads);
     for (to, from) in to.chunks_exact_mut(to_head).zip(from.chunks_exact(from_head)) {
         to[..n].copy_from_slice(&from[..n]);
+    }
+}
+
+impl<E: Plain> Pair<E> {
+    /// Hands out the bytes of the first `len` positions: keys head by head in whole blocks, then
+    /// values.
+    fn parts<Fault>(
+        &self,
+        n_heads: usize,
+        len: usize,
+        [k_dims, v_dims]: [usize; 2],
+        f: &mut impl FnMut(&[u8]) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        each_head(&self.k, n_heads, len.next_multiple_of(BLOCK) * k_dims, f)?;
+        each_head(&self.v, n_heads, len * v_dims, f)
+    }
+
+    /// The same, to write.
+    fn parts_mut<Fault>(
+        &mut self,
+        n_heads: usize,
+        len: usize,
+        [k_dims, v_dims]: [usize; 2],
+        f: &mut impl FnMut(&mut [u8]) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        each_head_mut(&mut self.k, n_heads, len.next_multiple_of(BLOCK) * k_dims, f)?;
+        each_head_mut(&mut self.v, n_heads, len * v_dims, f)
     }
 }
 
@@ -137,22 +206,30 @@ impl KvLayer {
     /// Room for at least `capacity` positions. Memory that is never written is never touched.
     ///
     /// # Panics
-    /// When a size in `shape` is 0.
+    /// When a size in `shape` is 0, or the system does not give the memory.
     pub fn new(shape: KvShape, capacity: usize) -> Self {
+        let layer = Self::try_new(shape, capacity);
+        layer.unwrap_or_else(|| panic!("no memory for {capacity} positions of {shape:?}"))
+    }
+
+    /// The same, or `None` where the system does not give the memory.
+    ///
+    /// # Panics
+    /// When a size in `shape` is 0.
+    pub fn try_new(shape: KvShape, capacity: usize) -> Option<Self> {
         assert!(shape.n_kv_heads > 0 && shape.head_dim > 0, "a cache without heads: {shape:?}");
-        let capacity = capacity.max(1).next_multiple_of(CAPACITY_STEP);
-        let positions = shape.n_kv_heads * capacity;
-        let (k, v, scales) =
-            (positions * shape.head_dim, positions * shape.width(), positions * shape.groups());
+        let capacity = rounded(capacity);
+        let [k, v, scales] = shape.elements(capacity);
         let planes = match shape.kv_type {
-            KvType::F16 => Planes::F16(Pair::zeroed(k, v)),
-            KvType::Bf16 => Planes::Bf16(Pair::zeroed(k, v)),
-            KvType::F32 => Planes::F32(Pair::zeroed(k, v)),
+            KvType::F16 => Planes::F16(Pair::zeroed(k, v)?),
+            KvType::Bf16 => Planes::Bf16(Pair::zeroed(k, v)?),
+            KvType::F32 => Planes::F32(Pair::zeroed(k, v)?),
             KvType::Q8_0 => {
-                Planes::Q8 { codes: Pair::zeroed(k, v), scales: Pair::zeroed(scales, scales) }
+                let (codes, scales) = (Pair::zeroed(k, v)?, Pair::zeroed(scales, scales)?);
+                Planes::Q8 { codes, scales }
             }
         };
-        KvLayer { shape, capacity, planes }
+        Some(KvLayer { shape, capacity, planes })
     }
 
     /// What a position holds.
@@ -208,6 +285,64 @@ impl KvLayer {
                 scales.copy_from(s, n_heads, len, groups);
             }
             _ => unreachable!("equal shapes have equal formats"),
+        }
+    }
+}
+
+impl KvLayer {
+    /// Hands out the bytes of the first `len` positions in a fixed order, piece by piece, to be kept.
+    /// They are of the machine's byte order, and mean something to a layer of the same shape only.
+    ///
+    /// # Errors
+    /// The first that `f` returns; nothing comes after it.
+    ///
+    /// # Panics
+    /// When `len` is beyond the capacity.
+    pub fn save<Fault>(
+        &self,
+        len: usize,
+        f: &mut impl FnMut(&[u8]) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        assert!(len <= self.capacity, "save: {len} positions of {}", self.capacity);
+        let n_heads = self.shape.n_kv_heads;
+        let dims = [self.shape.head_dim, self.shape.width()];
+        let groups = [self.shape.groups(); 2];
+        match &self.planes {
+            Planes::F16(pair) => pair.parts(n_heads, len, dims, f),
+            Planes::Bf16(pair) => pair.parts(n_heads, len, dims, f),
+            Planes::F32(pair) => pair.parts(n_heads, len, dims, f),
+            Planes::Q8 { codes, scales } => {
+                codes.parts(n_heads, len, dims, f)?;
+                scales.parts(n_heads, len, groups, f)
+            }
+        }
+    }
+
+    /// Has the first `len` positions filled with what [`KvLayer::save`] handed out. Any bytes will
+    /// do: wrong ones give wrong numbers, nothing worse.
+    ///
+    /// # Errors
+    /// The first that `f` returns; the positions then hold anything.
+    ///
+    /// # Panics
+    /// When `len` is beyond the capacity.
+    pub fn restore<Fault>(
+        &mut self,
+        len: usize,
+        f: &mut impl FnMut(&mut [u8]) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        assert!(len <= self.capacity, "restore: {len} positions of {}", self.capacity);
+        let n_heads = self.shape.n_kv_heads;
+        let dims = [self.shape.head_dim, self.shape.width()];
+        let groups = [self.shape.groups(); 2];
+        match &mut self.planes {
+            Planes::F16(pair) => pair.parts_mut(n_heads, len, dims, f),
+            Planes::Bf16(pair) => pair.parts_mut(n_heads, len, dims, f),
+            Planes::F32(pair) => pair.parts_mut(n_heads, len, dims, f),
+            Planes::Q8 { codes, scales } => {
+                codes.parts_mut(n_heads, len, dims, f)?;
+                scales.parts_mut(n_heads, len, groups, f)
+            }
         }
     }
 }

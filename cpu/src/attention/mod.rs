@@ -24,6 +24,7 @@ mod tile;
 
 pub use kv::{KvLayer, KvShape, KvType};
 
+use crate::buffer::Buffer;
 use crate::isa::Isa;
 use crate::simd;
 use crate::team::{SharedMut, Team, part};
@@ -55,11 +56,13 @@ pub struct AttentionArgs<'a> {
     pub first_pos: usize,
 }
 
-/// Memory that [`attention`] works in; grown when a call needs more than any before it.
+/// Memory that [`attention`] works in. A call makes room for every later call of no more rows over
+/// a cache of no more positions, wherever it stands: a sequence that grows needs nothing new. What
+/// is not written takes no memory.
 #[derive(Default)]
 pub struct AttentionScratch {
     members: Vec<Vec<f32>>,
-    partials: Vec<f32>,
+    partials: Buffer<f32>,
 }
 
 impl AttentionScratch {
@@ -67,6 +70,32 @@ impl AttentionScratch {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// Bytes held, written or not.
+    pub fn bytes(&self) -> usize {
+        let members: usize = self.members.iter().map(Vec::capacity).sum();
+        4 * (members + self.partials.len())
+    }
+
+    /// Bytes held at most after calls of up to `tokens` query rows by a team of `members`.
+    pub fn most_bytes(isa: Isa, args: &ScratchArgs, tokens: usize, members: usize) -> usize {
+        let plan = Plan::of(isa, args, 1.0, 0, tokens);
+        let partials = plan.most_partials(args.capacity, members);
+        (members * plan.memory()).saturating_add(partials).saturating_mul(4)
+    }
+}
+
+/// What the size of [`AttentionScratch`] depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct ScratchArgs {
+    /// Keys and values.
+    pub shape: KvShape,
+    /// Positions of the cache.
+    pub capacity: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// As in [`AttentionArgs`].
+    pub window: Option<usize>,
 }
 
 /// Causal attention of `t` query rows at positions `first_pos..first_pos + t`.
@@ -122,19 +151,20 @@ fn compute<F: Format>(
     let chunks = plan.chunks();
     let split = members > 1 && chunks.len() > 1 && plan.n_items() < ITEMS_PER_MEMBER * members;
 
-    if scratch.members.len() < members {
-        scratch.members.resize_with(members, Vec::new);
+    // Sized by the whole team and cache, though this call may need less: the next may need more.
+    if scratch.members.len() < team.len() {
+        scratch.members.resize_with(team.len(), Vec::new);
     }
-    for memory in &mut scratch.members[..members] {
+    for memory in &mut scratch.members[..team.len()] {
         if memory.len() < plan.memory() {
             memory.resize(plan.memory(), 0.0);
         }
     }
-    let partials = if split { plan.n_records() * plan.record() } else { 0 };
+    let partials = plan.most_partials(args.kv.capacity(), team.len());
     if scratch.partials.len() < partials {
-        // Twice the need, since it grows with every chunk of a sequence.
-        scratch.partials.resize(2 * partials, 0.0);
+        scratch.partials = Buffer::zeroed(partials);
     }
+    debug_assert!(!split || plan.n_records() * plan.record() <= scratch.partials.len());
 
     let out = SharedMut::new(out);
     let memory = SharedMut::new(&mut scratch.members);

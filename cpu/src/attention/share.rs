@@ -2,7 +2,7 @@
 
 use super::format::Format;
 use super::tile::{Merge, Stat, Tile};
-use super::{AttentionArgs, CHUNK, TILES};
+use super::{AttentionArgs, CHUNK, ITEMS_PER_MEMBER, ScratchArgs, TILES};
 use crate::isa::{Isa, Level};
 use crate::simd::{Kernel, Vector, get, put};
 use crate::team::SharedMut;
@@ -43,6 +43,22 @@ impl Plan {
             args.first_pos,
             args.kv.capacity()
         );
+        let of = ScratchArgs { shape, capacity: args.kv.capacity(), n_heads, window: args.window };
+        Plan::of(isa, &of, args.scale, args.first_pos, tokens)
+    }
+
+    /// That of `tokens` rows from `first_pos` on.
+    ///
+    /// # Panics
+    /// When the window is 0.
+    pub(super) fn of(
+        isa: Isa,
+        args: &ScratchArgs,
+        scale: f32,
+        first_pos: usize,
+        tokens: usize,
+    ) -> Self {
+        let ScratchArgs { shape, n_heads, .. } = *args;
         let window = args.window.unwrap_or(usize::MAX);
         assert!(window > 0, "attention: a window of 0 positions");
         Plan {
@@ -50,9 +66,9 @@ impl Plan {
             n_kv_heads: shape.n_kv_heads,
             head_dim: shape.head_dim,
             width: shape.width(),
-            scale: args.scale,
+            scale,
             window,
-            first_pos: args.first_pos,
+            first_pos,
             rows: tokens * (n_heads / shape.n_kv_heads),
             tile_rows: if isa.level() == Level::Avx512 { 8 } else { 4 },
         }
@@ -132,6 +148,22 @@ impl Plan {
     /// One for each row of each KV head and chunk.
     pub(super) fn n_records(&self) -> usize {
         self.n_kv_heads * self.rows * self.chunks().len()
+    }
+
+    /// Elements of the partial results of any call with no more rows than this one over a cache of
+    /// `capacity` positions, by a team of `members`.
+    pub(super) fn most_partials(&self, capacity: usize, members: usize) -> usize {
+        if members < 2 {
+            return 0;
+        }
+        // Calls of more items than these are not cut by chunks.
+        let items_per_head = (ITEMS_PER_MEMBER * members - 1) / self.n_kv_heads;
+        let rows = self.rows.min(items_per_head * self.item_rows());
+        // A window's ends lie in chunks that it does not fill.
+        let seen = self.window.saturating_add(rows / self.group());
+        let chunks = capacity.div_ceil(CHUNK).min(seen / CHUNK + 2);
+        // Saturating: the sum is also formed for caches that nobody can have.
+        [rows, chunks, self.record()].into_iter().fold(self.n_kv_heads, usize::saturating_mul)
     }
 
     fn record_at(&self, head: usize, row: usize, chunk: usize) -> Range<usize> {

@@ -47,6 +47,16 @@ impl QActs {
         }
     }
 
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.codes.capacity() + self.meta.capacity() * size_of::<BlockMeta>()
+    }
+
+    /// Bytes of `m` rows of `k` inputs.
+    pub fn bytes_of(m: usize, k: usize) -> usize {
+        m * k + m * k.div_ceil(BLOCK) * size_of::<BlockMeta>()
+    }
+
     /// All codes and metas of the first `m` rows, for filling by row.
     pub fn rows_mut(&mut self, m: usize) -> (&mut [i8], &mut [BlockMeta]) {
         let n = m * self.n_blocks;

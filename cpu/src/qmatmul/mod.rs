@@ -192,6 +192,35 @@ pub struct PanelScratch {
     blocks: Vec<unpack::Unpacked>,
 }
 
+impl PanelScratch {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        {
+            self.pairs.bytes() + self.blocks.capacity() * size_of::<unpack::Unpacked>()
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            0
+        }
+    }
+
+    /// Bytes that products of `k` inputs need, at any level.
+    pub fn bytes_of(k: usize) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let n_blocks = k.div_ceil(BLOCK);
+            let blocks = n_blocks * size_of::<unpack::Unpacked>();
+            blocks.max(avx512::Scratch::bytes_of(n_blocks))
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = k;
+            0
+        }
+    }
+}
+
 /// Panels that a thread should take at once: the many-row kernel works on pairs.
 pub const PANEL_GRAIN: usize = 2;
 

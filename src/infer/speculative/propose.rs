@@ -146,7 +146,9 @@ impl DraftModel {
             if out.len() == n {
                 return Ok(());
             }
-            context.run(model, workspace, &[id], LogitsFor::Last)?;
+            if !context.run(model, workspace, &[id], LogitsFor::Last, cancel)? {
+                return Ok(());
+            }
         }
     }
 }

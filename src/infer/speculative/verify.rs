@@ -73,7 +73,9 @@ pub fn generate_speculative(
         rows.clear();
         rows.push(last);
         rows.extend_from_slice(&guesses);
-        context.run(model, ws, &rows, LogitsFor::All)?;
+        if !context.run(model, ws, &rows, LogitsFor::All, cancel)? {
+            continue;
+        }
         let mut accepted = 0;
         loop {
             sink(0, &sequence.advance(ws.logits(accepted))?)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// Loads a model that must load.
 pub fn load(path: &Path, threads: usize, exact: bool) -> Model {
-    match Model::load(path, &LoadOptions { threads, exact, adapters: vec![] }) {
+    match Model::load(path, &LoadOptions { exact, ..LoadOptions::threads(threads) }) {
         Ok(model) => model,
         Err(error) => panic!("{}: {error}", path.display()),
     }

@@ -28,6 +28,16 @@ pub struct Scratch {
 }
 
 impl Scratch {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.codes.capacity() + 4 * (self.scales.capacity() + self.mins.capacity())
+    }
+
+    /// Bytes of `n_blocks` blocks.
+    pub const fn bytes_of(n_blocks: usize) -> usize {
+        n_blocks * (2 * CODES + 2 * 4 * 4 * ROWS)
+    }
+
     /// Makes room for `n_blocks` blocks; allocates only when it grows.
     pub fn resize(&mut self, n_blocks: usize) {
         if self.codes.len() < n_blocks * 2 * CODES {

@@ -1,0 +1,102 @@
+//! The memory that a model and a sequence take, told before it is taken.
+
+use crate::error::{Error, Result};
+use crate::kernels::Scratch;
+use crate::kernels::attention::{KvShape, ScratchArgs};
+use crate::model::kv_cache::{KvCache, KvType};
+use crate::model::llama::Model;
+use crate::ops::{Linear, Lora};
+use crate::tensor::{Vector, size_class};
+use std::collections::BTreeSet;
+
+/// What a sampler holds for a token of the vocabulary: a candidate, and whether it was seen.
+const SAMPLER_BYTES: usize = 13;
+
+/// Bytes of a model and one session on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Weights as they are used, adapters included. Dense ones lie in the mapped file: the system
+    /// may drop and read them again. Shared by all sessions.
+    pub weights_bytes: usize,
+    /// Keys and values; pages are taken as the sequence grows.
+    pub cache_bytes: usize,
+    /// At most, for passes as long as the context allows: activations, kernels' buffers, logits,
+    /// tokens, what a sampler works in. What shorter passes do not write is not taken. Text that a
+    /// session keeps is not counted.
+    pub workspace_bytes: usize,
+}
+
+impl Memory {
+    /// Weights, cache and workspace.
+    pub fn total_bytes(&self) -> usize {
+        self.weights_bytes + self.cache_bytes + self.workspace_bytes
+    }
+}
+
+impl Model {
+    /// The memory that the weights take, and that one session with `ctx` positions will take at
+    /// most. Allocates nothing of it.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the context is 0 or too large to address.
+    pub fn memory(&self, ctx: usize, kv_type: KvType) -> Result<Memory> {
+        Ok(Memory {
+            weights_bytes: self.weights_bytes(),
+            cache_bytes: KvCache::bytes_of(&self.config, ctx, kv_type)?,
+            workspace_bytes: self.workspace_bytes(ctx, kv_type)?,
+        })
+    }
+
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let blocks = self.weights.blocks.iter();
+        blocks.flat_map(|b| [&b.wq, &b.wk, &b.wv, &b.wo, &b.w1, &b.w2, &b.w3])
+    }
+
+    fn loras(&self) -> impl Iterator<Item = &Lora> {
+        self.linears().flat_map(|linear| &linear.loras)
+    }
+
+    fn weights_bytes(&self) -> usize {
+        let weights = &self.weights;
+        let vector = |v: &Vector| size_of_val(v.values(&self.params));
+        let linear = |l: &Linear| l.w.bytes() + l.bias.as_ref().map_or(0, vector);
+        let tied = self.config.tie_embeddings;
+        let table = if tied { 0 } else { weights.tok_emb.bytes() };
+        let norms = weights.blocks.iter().map(|b| vector(&b.attn_norm) + vector(&b.ffn_norm));
+        self.linears().map(linear).sum::<usize>()
+            + self.loras().map(|lora| lora.a.bytes() + lora.b.bytes()).sum::<usize>()
+            + norms.sum::<usize>()
+            + vector(&weights.out_norm)
+            + linear(&weights.lm_head)
+            + table
+    }
+
+    fn workspace_bytes(&self, ctx: usize, kv_type: KvType) -> Result<usize> {
+        let c = &self.config;
+        let rows = ctx.min(Model::MAX_ROWS);
+        let (q, kv) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
+        let block = |width: usize| 4 * size_class(rows * width);
+        // How many blocks of each width live at once in `block::forward`: the residual and its norm
+        // or product, queries and attention's result, keys and values, gate, up and their product.
+        let activations = 2 * block(c.dim) + 2 * block(q) + 2 * block(kv) + 3 * block(c.hidden_dim);
+        let low_rank: BTreeSet<usize> = self.loras().flat_map(|l| [l.a.n, l.b.n]).collect();
+        let adapters: usize = low_rank.into_iter().map(block).sum();
+        // In the workspace, and in the session.
+        let logits = 4 * (size_class(c.vocab_size) + c.vocab_size);
+        let choosing = SAMPLER_BYTES * c.vocab_size + 4 * (ctx + 1);
+        // Cosine and sine, tokens, and the row with logits; lists may hold twice their length.
+        let lists = 2 * (4 * rows * c.head_dim + 4 * rows) + 64;
+        let cache = ScratchArgs {
+            shape: KvShape { n_kv_heads: c.n_kv_heads, head_dim: c.head_dim, kv_type },
+            capacity: ctx,
+            n_heads: c.n_heads,
+            window: c.sliding_window,
+        };
+        let inputs = c.dim.max(q).max(c.hidden_dim);
+        let kernels = Scratch::most_serving_bytes(&self.cpu, rows, inputs, &cache);
+        [activations, adapters, logits, choosing, lists, kernels]
+            .into_iter()
+            .try_fold(0usize, usize::checked_add)
+            .ok_or_else(|| Error::config("ctx", ctx, "more than memory can address"))
+    }
+}
