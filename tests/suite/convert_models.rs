@@ -244,23 +244,32 @@ fn every_type_quantises_and_rows_that_do_not_fit_fall_back() {
 }
 
 #[test]
-fn merging_into_a_quantised_file_keeps_its_types_and_the_untouched_bytes() {
+fn merging_into_a_quantised_file_keeps_what_it_does_not_touch() {
     let scratch = tempfile::tempdir().unwrap();
     let (base, out) = (scratch.path().join("q.gguf"), scratch.path().join("out.gguf"));
     let model = fixture("mini-gqa");
-    quantize(&model, &base, FileDType::Block(BlockType::Q4_0), &options()).unwrap();
-    merge(&base, &model.join("lora-qv-final"), &out, None, &options()).unwrap();
-    let (a, b) = (Checkpoint::open(&base).unwrap(), Checkpoint::open(&out).unwrap());
-    let mut changed = 0;
-    for weight in a.config.weights() {
-        let (x, y) = (a.weight(weight).unwrap(), b.weight(weight).unwrap());
-        assert_eq!(x.dtype, y.dtype, "{weight}");
-        let equal = a.files.bytes(x).unwrap() == b.files.bytes(y).unwrap();
-        let adapted = x.name.contains("attn_q.") || x.name.contains("attn_v.");
-        assert!(adapted || equal, "{weight} has no adapter");
-        changed += usize::from(!equal);
+    // A sum is not rounded to fewer than eight bits.
+    for (block, summed) in [
+        (BlockType::Q4_0, BlockType::Q8_0),
+        (BlockType::Q5_1, BlockType::Q8_0),
+        (BlockType::Q8_0, BlockType::Q8_0),
+    ] {
+        let replace = WriteOptions { overwrite: true, ..options() };
+        quantize(&model, &base, FileDType::Block(block), &replace).unwrap();
+        merge(&base, &model.join("lora-qv-final"), &out, None, &replace).unwrap();
+        let (a, b) = (Checkpoint::open(&base).unwrap(), Checkpoint::open(&out).unwrap());
+        let mut changed = 0;
+        for weight in a.config.weights() {
+            let (x, y) = (a.weight(weight).unwrap(), b.weight(weight).unwrap());
+            let equal = a.files.bytes(x).unwrap() == b.files.bytes(y).unwrap();
+            let adapted = x.name.contains("attn_q.") || x.name.contains("attn_v.");
+            let wanted = if adapted { FileDType::Block(summed) } else { x.dtype };
+            assert_eq!(y.dtype, wanted, "{weight}");
+            assert!(adapted || equal, "{weight} has no adapter");
+            changed += usize::from(!equal);
+        }
+        assert_eq!(changed, 8);
     }
-    assert_eq!(changed, 8);
 }
 
 #[test]
