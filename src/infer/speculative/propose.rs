@@ -39,6 +39,8 @@ impl Draft {
     }
 
     fn new(source: Source, most: usize) -> Draft {
+        // A pass takes no more, whatever was asked for.
+        let most = most.min(Model::MAX_ROWS - 1);
         Draft { source, most, pace: Pace::new(most), done: Speculation::default() }
     }
 
