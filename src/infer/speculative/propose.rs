@@ -192,6 +192,13 @@ mod tests {
     }
 
     #[test]
+    fn no_more_is_guessed_than_a_pass_takes() {
+        for (asked, most) in [(3, 3), (usize::MAX, Model::MAX_ROWS - 1)] {
+            assert_eq!(Draft::lookup(asked).most, most);
+        }
+    }
+
+    #[test]
     fn what_repeats_goes_on() {
         assert_eq!(guess(&[1, 2, 1, 2], 5), [1, 2, 1, 2, 1]);
         assert_eq!(guess(&[7, 7, 7], 3), [7, 7, 7]);
