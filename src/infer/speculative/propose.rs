@@ -39,6 +39,8 @@ impl Draft {
     }
 
     fn new(source: Source, most: usize) -> Draft {
+        // A pass takes no more, whatever was asked for.
+        let most = most.min(Model::MAX_ROWS - 1);
         Draft { source, most, pace: Pace::new(most), done: Speculation::default() }
     }
 
@@ -188,6 +190,13 @@ mod tests {
         // One token is no ending.
         for ids in [&[1, 2, 3][..], &[5, 9, 5], &[], &[1]] {
             assert!(guess(ids, 4).is_empty(), "{ids:?}");
+        }
+    }
+
+    #[test]
+    fn no_more_is_guessed_than_a_pass_takes() {
+        for (asked, most) in [(3, 3), (usize::MAX, Model::MAX_ROWS - 1)] {
+            assert_eq!(Draft::lookup(asked).most, most);
         }
     }
 

@@ -11,8 +11,8 @@ use crate::model::llama::{LogitsFor, Model, Workspace};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// [`generate`](crate::infer::generate) for one sequence, with a draft: the same tokens and text,
-/// the logits with the same bits, in fewer passes. `draft.done` tells how it went.
+/// [`generate()`](crate::infer::generate()) for one sequence, with a draft: the same tokens and
+/// text, the logits with the same bits, in fewer passes. `draft.done` tells how it went.
 ///
 /// # Errors
 /// Those of `generate`; more than one sequence.
