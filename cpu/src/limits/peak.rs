@@ -2,7 +2,6 @@
 
 use super::median;
 use crate::isa::Isa;
-use crate::simd::{self, Kernel, Vector};
 use crate::team::Team;
 use std::fmt;
 use std::hint::black_box;
@@ -105,36 +104,26 @@ fn rounds_of(isa: Isa, unit: Unit) -> Option<Rounds> {
             // SAFETY: as above; AVX-512 includes AVX2.
             unsafe { registers::int8_half(n) }
         }),
-        (_, Unit::F32) => (PLAIN_SUMS * PLAIN_LANES * 2, |n| {
-            black_box(simd::run(Isa::PORTABLE, MultiplyAdds { rounds: n }));
+        (_, Unit::F32) => (PLAIN_SUMS * 2, |n| {
+            black_box(multiply_adds(n));
         }),
         _ => return None,
     };
     Some(Rounds { ops, run })
 }
 
-/// Vectors of sums that the plain loop keeps under way: as many as registers of 128 bits hold.
-const PLAIN_SUMS: usize = 6;
-/// Lanes of the portable vector.
-const PLAIN_LANES: usize = 8;
+/// Sums that the plain loop keeps under way: as many as the compiler still keeps in registers.
+const PLAIN_SUMS: usize = 32;
 
-/// The loop where there are no instructions to name: for the portable level only.
-struct MultiplyAdds {
-    rounds: usize,
-}
-
-impl Kernel for MultiplyAdds {
-    type Out = f32;
-    #[inline(always)]
-    fn run<V: Vector>(self) -> f32 {
-        // Tends to 1, so nothing overflows or becomes subnormal.
-        let half = V::splat(black_box(0.5));
-        let mut sums = [half; PLAIN_SUMS];
-        for _ in 0..self.rounds {
-            for sum in &mut sums {
-                *sum = sum.mul_add(half, half);
-            }
+/// The loop where there are no instructions to name, as the compiler vectorises it.
+fn multiply_adds(rounds: usize) -> f32 {
+    let half = black_box(0.5f32);
+    // They tend to 1, so nothing overflows or becomes subnormal.
+    let mut sums = [half; PLAIN_SUMS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = *sum * half + half;
         }
-        sums.into_iter().reduce(V::add).map_or(0.0, V::sum)
     }
+    sums.iter().sum()
 }

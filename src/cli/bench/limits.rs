@@ -182,7 +182,7 @@ mod tests {
         assert_eq!((limits.peak(Unit::Bf16), limits.peak(Unit::Int8)), (None, Some(8e11)));
         assert_eq!(limits.json()["bf16_gop_per_s"], Value::Null);
         assert_eq!(limits.json()["int8_gop_per_s"], 800.0);
-        assert!(with_threads(&[limits.clone()], 1).is_none());
+        assert!(with_threads(std::slice::from_ref(&limits), 1).is_none());
         let text = paragraph(&[limits]);
         assert_eq!(
             text,
