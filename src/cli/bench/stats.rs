@@ -57,7 +57,8 @@ impl Ratio {
         };
         let ((a, a2), (b, b2)) = (part(&old), part(&new));
         let half = if a + b > 0.0 {
-            let freedom = ((a + b).powi(2) / (a2 + b2)).floor().max(1.0) as usize;
+            // A hair more, so that rounding does not take a whole degree away.
+            let freedom = ((a + b).powi(2) / (a2 + b2) + 1e-9).floor().max(1.0) as usize;
             let t = T_95.get(freedom - 1).copied().unwrap_or(T_95_BEYOND);
             t * (a + b).sqrt()
         } else {
