@@ -49,7 +49,9 @@ impl Slot {
 
 #[derive(Default)]
 struct Free {
+    /// Has room for every block there is, so that giving one back allocates nothing.
     slots: Vec<Arc<Slot>>,
+    blocks: usize,
     bytes: usize,
     /// Rows that new blocks have room for at least.
     least_rows: usize,
@@ -82,6 +84,9 @@ impl Pool {
             }
         }
         free.bytes += class * dtype.bytes();
+        free.blocks += 1;
+        let missing = free.blocks - free.slots.len();
+        free.slots.reserve(missing);
         drop(free);
         let data = match dtype {
             DType::F32 => Data::F32(Buffer::zeroed(class)),
@@ -112,7 +117,9 @@ impl Pool {
         let mut free = self.0.lock().unwrap_or_else(|poison| poison.into_inner());
         let idle: usize = free.slots.iter().map(|s| s.class * s.dtype().bytes()).sum();
         free.bytes -= idle;
-        let slots = std::mem::take(&mut free.slots);
+        free.blocks -= free.slots.len();
+        let room = Vec::with_capacity(free.blocks);
+        let slots = std::mem::replace(&mut free.slots, room);
         drop(free);
         drop(slots);
     }

@@ -1,5 +1,4 @@
-//! The C interface allocates nothing after the first prompt and step either. A program of its own,
-//! since the allocator is global.
+//! The C interface allocates nothing after the first prompt and step either.
 
 use puna_c::*;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -40,8 +39,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-#[test]
-fn steps_and_prompts_from_c_allocate_nothing() {
+pub fn steps_and_prompts_from_c_allocate_nothing() {
     // SAFETY: handles come from the library and are freed once, at the end; every pointer is to a
     // local that outlives its call.
     unsafe {

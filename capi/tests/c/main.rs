@@ -1,6 +1,11 @@
 //! The header, the libraries and the example hold together: what the header declares is what the
 //! library exports, with the same layouts, and a program in C links with it and runs. Without a C
 //! compiler the parts that need one say SKIPPED.
+//!
+//! One test after the other, without a harness: the counting allocator is global, and nobody else may
+//! allocate while it counts.
+
+mod allocations;
 
 use puna_c::{PunaLoadOptions, PunaMemory, PunaSessionOptions, Status};
 use std::collections::BTreeSet;
@@ -70,7 +75,6 @@ fn cc() -> Option<Command> {
     Some(command)
 }
 
-#[test]
 fn the_header_declares_what_the_sources_define() {
     let mut defined = BTreeSet::new();
     for file in ["model.rs", "session.rs", "status.rs"] {
@@ -85,7 +89,6 @@ fn the_header_declares_what_the_sources_define() {
     assert_eq!(functions(&header()), defined);
 }
 
-#[test]
 fn the_library_exports_what_the_header_declares() {
     if cfg!(not(target_os = "linux")) || !has("nm") {
         println!("SKIPPED: no nm here");
@@ -103,7 +106,6 @@ fn the_library_exports_what_the_header_declares() {
     assert_eq!(exported, functions(&header()));
 }
 
-#[test]
 fn layouts_and_numbers_are_those_of_the_header() {
     let Some(mut cc) = cc() else { return };
     let mut checks = String::from("#include <puna.h>\n");
@@ -164,7 +166,6 @@ fn layouts_and_numbers_are_those_of_the_header() {
     run(cc.arg("-c").arg(&source).arg("-o").arg(dir.path().join("layout.o")));
 }
 
-#[test]
 fn the_example_links_with_either_library_and_runs() {
     let Some(_) = cc() else { return };
     let dir = tempfile::tempdir().expect("a folder");
@@ -183,7 +184,6 @@ fn the_example_links_with_either_library_and_runs() {
     assert_eq!(stories[0], stories[1]);
 }
 
-#[test]
 fn null_and_nonsense_are_refused_with_a_text() {
     use puna_c::*;
     use std::ffi::CStr;
@@ -212,4 +212,35 @@ fn null_and_nonsense_are_refused_with_a_text() {
         assert_eq!(puna_model_load(builtin, &options, &mut model), Status::Device);
         assert!(CStr::from_ptr(puna_last_error()).to_str().unwrap().contains("core 1000000"));
     }
+}
+
+fn main() {
+    let tests: [(&str, fn()); 6] = [
+        (
+            "the_header_declares_what_the_sources_define",
+            the_header_declares_what_the_sources_define,
+        ),
+        (
+            "the_library_exports_what_the_header_declares",
+            the_library_exports_what_the_header_declares,
+        ),
+        (
+            "layouts_and_numbers_are_those_of_the_header",
+            layouts_and_numbers_are_those_of_the_header,
+        ),
+        (
+            "the_example_links_with_either_library_and_runs",
+            the_example_links_with_either_library_and_runs,
+        ),
+        ("null_and_nonsense_are_refused_with_a_text", null_and_nonsense_are_refused_with_a_text),
+        (
+            "steps_and_prompts_from_c_allocate_nothing",
+            allocations::steps_and_prompts_from_c_allocate_nothing,
+        ),
+    ];
+    for (name, test) in tests {
+        println!("test {name} ...");
+        test();
+    }
+    println!("test result: ok. {} passed", tests.len());
 }
