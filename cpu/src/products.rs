@@ -1,15 +1,13 @@
 //! Products of activation rows with several weight matrices of one input: the input is rounded
 //! once, and the team splits all output features in one go.
 
-use crate::convert;
 use crate::isa::Isa;
-use crate::matmul::{DenseActs, DenseMatrix, dense_product, wants_bf16};
+use crate::matmul::{Bf16Acts, DenseActs, DenseMatrix, DenseScratch, dense_product, wants_bf16};
 use crate::qmatmul::{
     BLOCK, BlockMeta, PackedMatrix, PanelScratch, QActs, ROWS, panels_product,
     panels_product_exact, quantize,
 };
 use crate::team::{SharedMut, Team, part};
-use half::bf16;
 use std::ops::Range;
 
 /// Output features that one member of the team takes at once: two panels.
@@ -44,19 +42,27 @@ impl Weights<'_> {
     }
 }
 
+/// What one member of the team works in.
+#[derive(Default)]
+struct MemberScratch {
+    panels: PanelScratch,
+    dense: DenseScratch,
+}
+
 /// Buffers of products, grown on first use and then reused.
 #[derive(Default)]
 pub struct Scratch {
     rounded: QActs,
-    bf16: Vec<bf16>,
-    members: Vec<PanelScratch>,
+    bf16: Bf16Acts,
+    members: Vec<MemberScratch>,
 }
 
 impl Scratch {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        let members: usize = self.members.iter().map(PanelScratch::bytes).sum();
-        self.rounded.bytes() + 2 * self.bf16.capacity() + members
+        let bytes = |member: &MemberScratch| member.panels.bytes() + member.dense.bytes();
+        let members: usize = self.members.iter().map(bytes).sum();
+        self.rounded.bytes() + self.bf16.bytes() + members
     }
 
     /// Bytes held at most after products of up to `m` rows of up to `k` inputs by a team of
@@ -64,7 +70,8 @@ impl Scratch {
     pub fn most_bytes(m: usize, k: usize, members: usize) -> usize {
         // Codes and what comes with each 32 of them, and BF16. A vector that grew step by step may
         // hold twice what it was asked for.
-        2 * (QActs::bytes_of(m, k) + 2 * m * k + members * PanelScratch::bytes_of(k))
+        let grown = QActs::bytes_of(m, k) + Bf16Acts::bytes_of(m, k);
+        2 * (grown + members * PanelScratch::bytes_of(k)) + members * DenseScratch::MOST_BYTES
     }
 }
 
@@ -107,14 +114,9 @@ pub fn products(
     }
     let with_bf16 = !exact && products.iter().any(|p| low(&p.w));
     if with_bf16 {
-        if scratch.bf16.len() < m * k {
-            scratch.bf16.resize(m * k, bf16::ZERO);
-        }
-        team.split_rows(&mut scratch.bf16[..m * k], k, ROWS_TO_SHARE, &|rows, out| {
-            convert::f32_to_bf16(isa, out, &x[rows.start * k..rows.end * k]);
-        });
+        scratch.bf16.round(isa, team, x, m, k);
     }
-    scratch.members.resize_with(team.len(), PanelScratch::default);
+    scratch.members.resize_with(team.len(), MemberScratch::default);
 
     let (rounded, bf16) = (&scratch.rounded, &scratch.bf16);
     let scratches = SharedMut::new(&mut scratch.members);
@@ -138,16 +140,16 @@ pub fn products(
                         if exact {
                             panels_product_exact(isa, out, w, x, panels);
                         } else {
-                            panels_product(isa, out, w, rounded, m, panels, scratch);
+                            panels_product(isa, out, w, rounded, m, panels, &mut scratch.panels);
                         }
                     }
                 }
                 Weights::Dense(w) => {
                     let rows = units.start * UNIT..(units.end * UNIT).min(w.n);
                     let low = with_bf16 && wants_bf16(isa, w.dtype);
-                    let acts = DenseActs { f32: x, bf16: low.then(|| &bf16[..m * k]) };
+                    let acts = DenseActs { f32: x, bf16: low.then_some(bf16) };
                     // SAFETY: as above.
-                    unsafe { dense_product(isa, out, *w, acts, rows) };
+                    unsafe { dense_product(isa, out, *w, acts, rows, &mut scratch.dense) };
                 }
             }
         }

@@ -18,12 +18,16 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 #[cfg(test)]
 mod tests;
 
+use crate::buffer::Buffer;
+use crate::convert;
 use crate::isa::{Isa, Level};
-use crate::team::SharedMut;
+use crate::team::{SharedMut, Team};
 use half::bf16;
 use std::ops::Range;
 
@@ -78,13 +82,85 @@ pub struct DenseMatrix<'a> {
     pub k: usize,
 }
 
-/// Activations [m, k]: f32, and rounded to BF16 where [`wants_bf16`] says so.
+/// Activations [m, k].
 #[derive(Clone, Copy)]
 pub struct DenseActs<'a> {
     /// The activations.
     pub f32: &'a [f32],
-    /// The same rounded to the nearest BF16; `None` to multiply with f32.
-    pub bf16: Option<&'a [bf16]>,
+    /// The same in BF16, from [`Bf16Acts::round`] on this machine; `None` to multiply with f32.
+    pub bf16: Option<&'a Bf16Acts>,
+}
+
+/// Activations rounded to the nearest BF16, laid out for the kernel that will read them: rows, or
+/// packed tiles where there are more than a few.
+#[derive(Default)]
+pub struct Bf16Acts {
+    data: Vec<bf16>,
+    m: usize,
+    k: usize,
+}
+
+impl Bf16Acts {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        2 * self.data.capacity()
+    }
+
+    /// Bytes that `m` rows of `k` inputs take at most.
+    pub fn bytes_of(m: usize, k: usize) -> usize {
+        2 * m.next_multiple_of(FEW) * k.next_multiple_of(32)
+    }
+
+    /// Rounds `x` [m, k], shared by the team where that pays.
+    ///
+    /// # Panics
+    /// Where [`wants_bf16`] says no.
+    pub fn round(&mut self, isa: Isa, team: &Team, x: &[f32], m: usize, k: usize) {
+        assert!(wants_bf16(isa, Dense::BF16) && x.len() == m * k, "activations [{m}, {k}]");
+        (self.m, self.k) = (m, k);
+        #[cfg(target_arch = "x86_64")]
+        if self.is_packed() {
+            let len = tiles::tile_len(k);
+            let all = self.room(m.div_ceil(tiles::M) * len);
+            team.split_rows(all, len, 1, &|which, out| {
+                for (t, out) in which.zip(out.chunks_exact_mut(len)) {
+                    let rows = t * tiles::M * k..m.min((t + 1) * tiles::M) * k;
+                    // SAFETY: wants_bf16 implies these features.
+                    unsafe { tiles::pack_acts(out, &x[rows], k) };
+                }
+            });
+            return;
+        }
+        convert::f32_to_bf16(isa, self.room(m * k), x);
+    }
+
+    /// The first `len` elements, there from now on.
+    fn room(&mut self, len: usize) -> &mut [bf16] {
+        if self.data.len() < len {
+            self.data.resize(len, bf16::ZERO);
+        }
+        &mut self.data[..len]
+    }
+
+    fn is_packed(&self) -> bool {
+        self.m > FEW
+    }
+}
+
+/// What one thread needs for [`dense_product`], grown on first use.
+#[derive(Default)]
+pub struct DenseScratch {
+    packed: Buffer<bf16>,
+}
+
+impl DenseScratch {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        2 * self.packed.len()
+    }
+
+    /// Bytes held at most.
+    pub const MOST_BYTES: usize = 2 * ROW_BLOCK * K_CHUNK;
 }
 
 /// Whether products with such weights are computed from BF16 activations.
@@ -108,6 +184,7 @@ pub unsafe fn dense_product(
     w: DenseMatrix<'_>,
     acts: DenseActs<'_>,
     rows: Range<usize>,
+    scratch: &mut DenseScratch,
 ) {
     let (n, k) = (w.n, w.k);
     assert_eq!(w.bytes.len(), n * k * w.dtype.bytes(), "bytes of weights [{n}, {k}]");
@@ -115,7 +192,14 @@ pub unsafe fn dense_product(
     let m = acts.f32.len() / k;
     assert!(out.len() >= m * n && rows.end <= n, "output of {m} rows by {n}");
     if let Some(x) = acts.bf16 {
-        assert_eq!(x.len(), m * k, "BF16 activations");
+        assert_eq!((x.m, x.k), (m, k), "BF16 activations");
+        #[cfg(target_arch = "x86_64")]
+        if x.is_packed() {
+            assert!(wants_bf16(isa, w.dtype), "BF16 activations for {:?} weights", w.dtype);
+            // SAFETY: wants_bf16 implies the features and the type; lengths were checked, columns
+            // are ours by this function's contract.
+            return unsafe { tiles::product(out, w, &x.data, m, rows, &mut scratch.packed) };
+        }
     }
     // Few activation rows pass once: then weights are read as they lie, tile by tile.
     let row_block = match isa.level() {
@@ -168,7 +252,8 @@ impl Chunk<'_> {
 
     /// Likewise in BF16.
     fn x_bf16(&self, m: usize) -> *const bf16 {
-        self.acts.bf16.map_or(std::ptr::null(), |x| x[m * self.w.k + self.from..].as_ptr())
+        let row = |x: &Bf16Acts| x.data[m * self.w.k + self.from..].as_ptr();
+        self.acts.bf16.map_or(std::ptr::null(), row)
     }
 
     /// Stores or, after the first chunk, adds one result.

@@ -31,13 +31,19 @@ fn weights(dtype: Dense, count: usize, state: &mut u64) -> (Vec<u8>, Vec<f32>) {
 }
 
 fn product(isa: Isa, w: DenseMatrix<'_>, x: &[f32], low: bool, threads: usize) -> Vec<f32> {
-    let rounded: Vec<bf16> = x.iter().map(|&v| bf16::from_f32(v)).collect();
+    let team = Team::new(threads).unwrap();
+    let mut rounded = Bf16Acts::default();
+    if low {
+        rounded.round(isa, &team, x, x.len() / w.k, w.k);
+    }
     let acts = DenseActs { f32: x, bf16: low.then_some(&rounded) };
     let mut out = vec![f32::NAN; x.len() / w.k * w.n];
     let shared = SharedMut::new(&mut out);
-    let team = Team::new(threads).unwrap();
-    // SAFETY: each member has its own rows.
-    team.split(w.n, ROW_GRAIN, &|_, rows| unsafe { dense_product(isa, &shared, w, acts, rows) });
+    team.split(w.n, ROW_GRAIN, &|_, rows| {
+        let mut scratch = DenseScratch::default();
+        // SAFETY: each member has its own rows.
+        unsafe { dense_product(isa, &shared, w, acts, rows, &mut scratch) }
+    });
     out
 }
 
