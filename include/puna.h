@@ -63,6 +63,7 @@ typedef enum puna_finish {
 typedef struct puna_load_options {
     uint32_t threads;      /* of the team, the calling one among them; 1 */
     uint32_t exact;        /* not 0: f32 activations with quantised weights, slower; 0 */
+    uint32_t cache_weights; /* not 0: keep rearranged weights in FILE.panels, for a fast start; 0 */
     const char *team_name; /* its threads are called NAME-1, NAME-2, ...; NULL: puna */
     const uint32_t *cores; /* one for each thread but the calling one; NULL: the system's choice */
     uint64_t spin_us;      /* how long a waiting thread spins before it gives its core away; 200 */

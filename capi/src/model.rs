@@ -19,6 +19,7 @@ pub struct PunaModel(pub(crate) Arc<Model>);
 pub struct PunaLoadOptions {
     pub threads: u32,
     pub exact: u32,
+    pub cache_weights: u32,
     pub team_name: *const c_char,
     pub cores: *const u32,
     pub spin_us: u64,
@@ -52,6 +53,7 @@ pub unsafe extern "C" fn puna_load_options_init(options: *mut PunaLoadOptions) {
         *unsafe { borrow_mut(options, "options") }? = PunaLoadOptions {
             threads: usual.threads as u32,
             exact: 0,
+            cache_weights: 0,
             team_name: std::ptr::null(),
             cores: std::ptr::null(),
             spin_us: usual.spin.as_micros() as u64,
@@ -75,7 +77,8 @@ unsafe fn load_options(options: &PunaLoadOptions) -> Outcome<LoadOptions> {
         let cores = unsafe { elements(options.cores, workers, "cores") }?;
         team.cores = Some(cores.iter().map(|&core| core as usize).collect());
     }
-    Ok(LoadOptions { team, exact: options.exact != 0, adapters: vec![] })
+    let cache_weights = options.cache_weights != 0;
+    Ok(LoadOptions { team, exact: options.exact != 0, adapters: vec![], cache_weights })
 }
 
 /// See the header.

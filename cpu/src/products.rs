@@ -71,7 +71,7 @@ impl Scratch {
         // Codes and what comes with each 32 of them, and BF16. A vector that grew step by step may
         // hold twice what it was asked for.
         let grown = QActs::bytes_of(m, k) + Bf16Acts::bytes_of(m, k);
-        2 * (grown + members * PanelScratch::bytes_of(k)) + members * DenseScratch::MOST_BYTES
+        2 * (grown + members * PanelScratch::bytes_of(k)) + members * DenseScratch::bytes_of(k)
     }
 }
 

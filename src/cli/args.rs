@@ -173,6 +173,9 @@ pub struct ModelArgs {
     /// Quantised weights times f32 activations
     #[arg(long)]
     pub exact: bool,
+    /// Keep rearranged weights beside MODEL
+    #[arg(long)]
+    pub cache_weights: bool,
 }
 
 impl ModelArgs {

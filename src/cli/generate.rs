@@ -177,7 +177,8 @@ fn draft(
         return Ok(Some(Draft::lookup(most)));
     }
     let Some(path) = &args.draft else { return Ok(None) };
-    let options = LoadOptions { exact: args.model.exact, ..LoadOptions::default() };
+    let ModelArgs { exact, cache_weights, .. } = args.model;
+    let options = LoadOptions { exact, cache_weights, ..LoadOptions::default() };
     let model = session.model.load_beside(path, &options)?;
     let model = DraftModel::new(model, &session.model, capacity, kv)?;
     Ok(Some(Draft::model(model, most)))

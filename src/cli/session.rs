@@ -36,8 +36,12 @@ impl Session {
         common.device.check()?;
         let log = common.log();
         let start = Instant::now();
-        let (exact, adapters) = (args.exact, args.adapter.clone());
-        let options = LoadOptions { exact, adapters, ..LoadOptions::threads(threads) };
+        let options = LoadOptions {
+            exact: args.exact,
+            adapters: args.adapter.clone(),
+            cache_weights: args.cache_weights,
+            ..LoadOptions::threads(threads)
+        };
         let model = Model::load(path, &options)?;
         let load_ms = start.elapsed().as_secs_f64() * 1000.0;
         log.detail(format!("{}: loaded in {load_ms:.0} ms, {threads} threads", path.display()));

@@ -36,7 +36,7 @@ fn every_help_fits_a_screen_and_shows_an_example() {
         (&["generate"], 44),
         (&["chat"], 32),
         (&["eval"], 24),
-        (&["eval", "nll"], 24),
+        (&["eval", "nll"], 26),
         (&["train"], 92),
         (&["bench"], 40),
         (&["convert"], 24),

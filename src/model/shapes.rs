@@ -39,18 +39,6 @@ pub struct Shape {
 /// The shapes that `--shape` knows, as their makers published them.
 pub const SHAPES: [Shape; 5] = [
     Shape {
-        name: "smollm2-135m",
-        dim: 576,
-        hidden_dim: 1536,
-        n_layers: 30,
-        n_heads: 9,
-        n_kv_heads: 3,
-        vocab_size: 49152,
-        max_seq_len: 8192,
-        rope_theta: 1e5,
-        tied: true,
-    },
-    Shape {
         name: "tinyllama-1.1b",
         dim: 2048,
         hidden_dim: 5632,
@@ -97,6 +85,18 @@ pub const SHAPES: [Shape; 5] = [
         max_seq_len: 8192,
         rope_theta: 5e5,
         tied: false,
+    },
+    Shape {
+        name: "smollm2-135m",
+        dim: 576,
+        hidden_dim: 1536,
+        n_layers: 30,
+        n_heads: 9,
+        n_kv_heads: 3,
+        vocab_size: 49152,
+        max_seq_len: 8192,
+        rope_theta: 1e5,
+        tied: true,
     },
 ];
 

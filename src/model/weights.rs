@@ -7,6 +7,7 @@ use crate::format::{FileDType, TensorFile, TensorInfo};
 use crate::kernels::Cpu;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::names::{BlockWeight, Weight};
+use crate::model::panel_cache::{self, PanelCache};
 use crate::ops::Linear;
 use crate::tensor::{Buffer, Bytes, Matrix, MatrixData, Vector};
 use half::bf16;
@@ -14,6 +15,7 @@ use puna_cpu::convert;
 use puna_cpu::matmul::Dense;
 use puna_cpu::qmatmul::{PackedMatrix, ROWS, pack_panels};
 use puna_cpu::quant::{self, BlockType};
+use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
 /// Bytes of a file that one thread holds while it rearranges them.
@@ -80,6 +82,10 @@ struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     /// Whether F32 matrices become bf16.
     narrow: bool,
+    /// Panels that need not be made.
+    cache: Option<&'a PanelCache>,
+    /// Quantised matrices by the names of their tensors, as they come.
+    packed: RefCell<Vec<(String, Arc<PackedMatrix>)>>,
 }
 
 impl Weights {
@@ -91,39 +97,36 @@ impl Weights {
         Weights::load_as(cpu, checkpoint, false)
     }
 
+    /// Loads weights whose panels are kept in a file beside the model's: taken from there, or made
+    /// and written there. Models without quantised weights have no such file.
+    ///
+    /// # Errors
+    /// As [`Weights::load`], and when the file cannot be written.
+    pub fn load_cached(cpu: &Cpu, checkpoint: &Checkpoint) -> Result<Weights> {
+        let Some(path) = panel_cache::path_of(checkpoint) else {
+            return Weights::load(cpu, checkpoint);
+        };
+        let key = panel_cache::key_of(&checkpoint.path)?;
+        let cache = PanelCache::open(&path, &key);
+        if let Some(cache) = &cache {
+            cache.bring_in(cpu);
+        }
+        let loader = Loader::new(cpu, checkpoint, false, cache.as_ref());
+        let weights = loader.weights()?;
+        let made = loader.packed.into_inner();
+        if !made.is_empty() {
+            panel_cache::write(&path, &key, &made)?;
+        }
+        Ok(weights)
+    }
+
     /// Likewise; with `narrow`, F32 matrices are read in pieces and rounded to bf16: what products
     /// in bf16 use, in half the memory.
     ///
     /// # Errors
     /// As [`Weights::load`].
     pub fn load_as(cpu: &Cpu, checkpoint: &Checkpoint, narrow: bool) -> Result<Weights> {
-        let loader = Loader { cpu, checkpoint, narrow };
-        let tied = checkpoint.config.tie_embeddings;
-        let tok_emb = loader.matrix(Weight::TokEmb, tied)?;
-        let lm_head = if tied { tok_emb.clone() } else { loader.matrix(Weight::LmHead, true)? };
-        let blocks = (0..checkpoint.config.n_layers)
-            .map(|layer| {
-                let linear = |w: BlockWeight, bias: BlockWeight| -> Result<Linear> {
-                    let w = loader.matrix(Weight::Block(layer, w), true)?;
-                    let bias = loader.vector_opt(Weight::Block(layer, bias))?;
-                    Ok(Linear::new(w, bias.map(Vector::Fixed)))
-                };
-                use BlockWeight::*;
-                Ok(Block {
-                    attn_norm: Vector::Fixed(loader.vector(Weight::Block(layer, AttnNorm))?),
-                    wq: linear(Wq, Bq)?,
-                    wk: linear(Wk, Bk)?,
-                    wv: linear(Wv, Bv)?,
-                    wo: linear(Wo, Bo)?,
-                    ffn_norm: Vector::Fixed(loader.vector(Weight::Block(layer, FfnNorm))?),
-                    w1: linear(W1, B1)?,
-                    w2: linear(W2, B2)?,
-                    w3: linear(W3, B3)?,
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let out_norm = Vector::Fixed(loader.vector(Weight::OutNorm)?);
-        Ok(Weights { tok_emb, blocks, out_norm, lm_head: Linear::new(lm_head, None) })
+        Loader::new(cpu, checkpoint, narrow, None).weights()
     }
 
     /// Bytes that computing one token reads: every matrix once, of the table (unless tied) one
@@ -172,7 +175,46 @@ impl Failure {
     }
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
+    fn new(
+        cpu: &'a Cpu,
+        checkpoint: &'a Checkpoint,
+        narrow: bool,
+        cache: Option<&'a PanelCache>,
+    ) -> Self {
+        Loader { cpu, checkpoint, narrow, cache, packed: RefCell::default() }
+    }
+
+    fn weights(&self) -> Result<Weights> {
+        let (loader, checkpoint) = (self, self.checkpoint);
+        let tied = checkpoint.config.tie_embeddings;
+        let tok_emb = loader.matrix(Weight::TokEmb, tied)?;
+        let lm_head = if tied { tok_emb.clone() } else { loader.matrix(Weight::LmHead, true)? };
+        let blocks = (0..checkpoint.config.n_layers)
+            .map(|layer| {
+                let linear = |w: BlockWeight, bias: BlockWeight| -> Result<Linear> {
+                    let w = loader.matrix(Weight::Block(layer, w), true)?;
+                    let bias = loader.vector_opt(Weight::Block(layer, bias))?;
+                    Ok(Linear::new(w, bias.map(Vector::Fixed)))
+                };
+                use BlockWeight::*;
+                Ok(Block {
+                    attn_norm: Vector::Fixed(loader.vector(Weight::Block(layer, AttnNorm))?),
+                    wq: linear(Wq, Bq)?,
+                    wk: linear(Wk, Bk)?,
+                    wv: linear(Wv, Bv)?,
+                    wo: linear(Wo, Bo)?,
+                    ffn_norm: Vector::Fixed(loader.vector(Weight::Block(layer, FfnNorm))?),
+                    w1: linear(W1, B1)?,
+                    w2: linear(W2, B2)?,
+                    w3: linear(W3, B3)?,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let out_norm = Vector::Fixed(loader.vector(Weight::OutNorm)?);
+        Ok(Weights { tok_emb, blocks, out_norm, lm_head: Linear::new(lm_head, None) })
+    }
+
     /// A matrix; `multiplied` says whether products are computed with it.
     fn matrix(&self, weight: Weight, multiplied: bool) -> Result<Matrix> {
         let tensor = self.checkpoint.weight(weight)?;
@@ -194,7 +236,7 @@ impl Loader<'_> {
             FileDType::F16 => dense(Dense::F16)?,
             FileDType::BF16 => dense(Dense::BF16)?,
             FileDType::Block(block) if multiplied => {
-                MatrixData::Packed(Arc::new(self.packed(tensor, block, n, k)?))
+                MatrixData::Packed(self.packed(tensor, block, n, k)?)
             }
             FileDType::Block(block) => MatrixData::Blocks(self.mapped(tensor)?, block),
             FileDType::Other(name) => {
@@ -213,6 +255,21 @@ impl Loader<'_> {
     /// Reads and rearranges a quantised matrix piece by piece, each thread its own panels, so
     /// that the file's copy never lies in memory whole.
     fn packed(
+        &self,
+        tensor: &TensorInfo,
+        block: BlockType,
+        n: usize,
+        k: usize,
+    ) -> Result<Arc<PackedMatrix>> {
+        if let Some(matrix) = self.cache.and_then(|cache| cache.get(&tensor.name, block, n, k)) {
+            return Ok(Arc::new(matrix));
+        }
+        let matrix = Arc::new(self.pack(tensor, block, n, k)?);
+        self.packed.borrow_mut().push((tensor.name.clone(), Arc::clone(&matrix)));
+        Ok(matrix)
+    }
+
+    fn pack(
         &self,
         tensor: &TensorInfo,
         block: BlockType,

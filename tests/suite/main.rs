@@ -18,6 +18,7 @@ mod hostile;
 mod memory_plan;
 mod model_gradients;
 mod model_parity;
+mod panel_cache;
 mod quickstart;
 mod schedules;
 mod session;

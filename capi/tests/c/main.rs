@@ -121,7 +121,16 @@ fn layouts_and_numbers_are_those_of_the_header() {
             );)+
         };
     }
-    layout!("puna_load_options", PunaLoadOptions, threads, exact, team_name, cores, spin_us);
+    layout!(
+        "puna_load_options",
+        PunaLoadOptions,
+        threads,
+        exact,
+        cache_weights,
+        team_name,
+        cores,
+        spin_us
+    );
     layout!("puna_memory", PunaMemory, weights_bytes, cache_bytes, workspace_bytes);
     layout!(
         "puna_session_options",

@@ -159,8 +159,11 @@ impl DenseScratch {
         2 * self.packed.len()
     }
 
-    /// Bytes held at most.
-    pub const MOST_BYTES: usize = 2 * ROW_BLOCK * K_CHUNK;
+    /// Bytes held at most after products of up to `k` inputs.
+    pub const fn bytes_of(k: usize) -> usize {
+        let k = k.next_multiple_of(32);
+        2 * ROW_BLOCK * if k < K_CHUNK { k } else { K_CHUNK }
+    }
 }
 
 /// Whether products with such weights are computed from BF16 activations.

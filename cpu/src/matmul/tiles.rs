@@ -6,7 +6,7 @@
 //! `[m / 6, k / 32, 6, 32]` and the weights of one chunk `[n / 4, len / 32, 4, 32]`, with zeros beyond
 //! the ends. Each result is the sum that `matmul` describes: the bits of the unpacked kernels.
 
-use super::{DenseMatrix, K_CHUNK, ROW_BLOCK};
+use super::{DenseMatrix, DenseScratch, K_CHUNK, ROW_BLOCK};
 use crate::buffer::Buffer;
 use crate::team::SharedMut;
 use half::bf16;
@@ -25,9 +25,6 @@ const STEP: usize = 32;
 pub(super) const fn tile_len(k: usize) -> usize {
     k.div_ceil(STEP) * M * STEP
 }
-
-/// Elements that a packed chunk of weights takes at most.
-pub(super) const WEIGHTS_LEN: usize = ROW_BLOCK * K_CHUNK;
 
 /// Rounds up to six rows `[., k]` into one tile.
 ///
@@ -109,8 +106,9 @@ pub(super) unsafe fn product(
     packed: &mut Buffer<bf16>,
 ) {
     assert!(x.len() >= m.div_ceil(M) * tile_len(w.k));
-    if packed.len() < WEIGHTS_LEN {
-        *packed = Buffer::zeroed(WEIGHTS_LEN);
+    let room = DenseScratch::bytes_of(w.k) / 2;
+    if packed.len() < room {
+        *packed = Buffer::zeroed(room);
     }
     for block in rows.clone().step_by(ROW_BLOCK) {
         let block = block..(block + ROW_BLOCK).min(rows.end);

@@ -27,14 +27,27 @@ use crate::quant::BlockType;
 use crate::team::SharedMut;
 use layout::Layout;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A quantised weight matrix [n, k], rearranged for the kernels.
 pub struct PackedMatrix {
     block: BlockType,
     n: usize,
     k: usize,
-    panels: Buffer<u8>,
+    panels: Panels,
 }
+
+/// Who owns the panels' bytes.
+enum Panels {
+    /// This matrix.
+    Own(Buffer<u8>),
+    /// Somebody who keeps them alive: a mapped file.
+    Shared(Arc<dyn AsRef<[u8]> + Send + Sync>),
+}
+
+/// Number of the way in which panels are laid out; another one for every change of it, so that
+/// panels that were kept in a file are known to be old.
+pub const PACKING: u32 = 1;
 
 impl PackedMatrix {
     /// Room for a matrix of `n` output rows and `k` inputs, all zero.
@@ -48,7 +61,7 @@ impl PackedMatrix {
             block.block_len()
         );
         let bytes = Self::bytes_of(block, n, k);
-        PackedMatrix { block, n, k, panels: Buffer::zeroed(bytes) }
+        PackedMatrix { block, n, k, panels: Panels::Own(Buffer::zeroed(bytes)) }
     }
 
     /// Bytes of the panels of such a matrix.
@@ -63,16 +76,44 @@ impl PackedMatrix {
         assert_eq!(rows.len(), n * row_bytes, "bytes of {n} rows");
         let panel_bytes = matrix.panel_bytes();
         for (panel, rows) in
-            matrix.panels.chunks_exact_mut(panel_bytes).zip(rows.chunks(ROWS * row_bytes))
+            matrix.panels_mut().chunks_exact_mut(panel_bytes).zip(rows.chunks(ROWS * row_bytes))
         {
             pack::pack_panel(block, panel, rows, k / BLOCK);
         }
         matrix
     }
 
+    /// The matrix whose panels, of this [`PACKING`], somebody else owns.
+    ///
+    /// # Panics
+    /// When they are not [`bytes_of`](Self::bytes_of) bytes, which must not change later.
+    pub fn from_panels(
+        block: BlockType,
+        n: usize,
+        k: usize,
+        panels: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    ) -> Self {
+        assert_eq!((*panels).as_ref().len(), Self::bytes_of(block, n, k), "bytes of panels");
+        PackedMatrix { block, n, k, panels: Panels::Shared(panels) }
+    }
+
+    /// The panels' bytes.
+    pub fn panels(&self) -> &[u8] {
+        match &self.panels {
+            Panels::Own(bytes) => bytes,
+            Panels::Shared(bytes) => (**bytes).as_ref(),
+        }
+    }
+
     /// The panels' bytes, for filling by [`pack_panels`] from several threads.
+    ///
+    /// # Panics
+    /// When somebody else owns them.
     pub fn panels_mut(&mut self) -> &mut [u8] {
-        &mut self.panels
+        match &mut self.panels {
+            Panels::Own(bytes) => bytes,
+            Panels::Shared(_) => panic!("panels that are shared are not written"),
+        }
     }
 
     /// Format of the blocks.
@@ -102,12 +143,12 @@ impl PackedMatrix {
 
     /// Bytes of all panels.
     pub fn bytes(&self) -> usize {
-        self.panels.len()
+        self.panels().len()
     }
 
     fn panel(&self, p: usize) -> &[u8] {
         let bytes = self.panel_bytes();
-        &self.panels[p * bytes..(p + 1) * bytes]
+        &self.panels()[p * bytes..(p + 1) * bytes]
     }
 
     /// Row `row` as f32, into `out` `[k]`.

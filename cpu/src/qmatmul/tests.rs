@@ -197,3 +197,32 @@ fn panels_take_little_more_than_the_blocks() {
         assert!(packed / blocks < 1.22, "{block:?}: {packed} for {blocks} bytes");
     }
 }
+
+/// Kept panels are known by [`PACKING`]. Where this fails the layout has changed: give PACKING
+/// another number, and this test the new sums.
+#[test]
+fn the_layout_has_its_number() {
+    let fnv = |bytes: &[u8]| {
+        bytes.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, &byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        })
+    };
+    let sums = BlockType::ALL.map(|block| {
+        let (n, k) = (19, 512);
+        let bytes: Vec<u8> = (0..n * block.row_bytes(k)).map(|i| (i * 7 + i / 256) as u8).collect();
+        fnv(PackedMatrix::from_blocks(block, n, k, &bytes).panels())
+    });
+    let known = [
+        2631153303574456445,
+        9964754607997330317,
+        14222935200982736477,
+        18270575935489237297,
+        8946032311371458445,
+        8868743465974028983,
+        18402760709023747042,
+        3371908639255592126,
+        5913227832234151016,
+        15865728298538024604,
+    ];
+    assert_eq!((PACKING, sums), (1, known));
+}
