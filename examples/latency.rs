@@ -3,15 +3,19 @@
 //! ```sh
 //! cargo run --release --example latency -- [MODEL] [--requests 200] [--tokens 16]
 //!     [--prompt-tokens 48] [--period-ms 50] [--deadline-ms 40] [--threads 2] [--spin-us 200]
-//!     [--warm-up 10] [--compete]
+//!     [--warm-up 10] [--compete] [--cores 0,1] [--rounds 1] [--peer PROGRAM]
 //! ```
 //!
 //! Every period the loop has a new observation: a prompt that shares its beginning with the one
 //! before. What is not written by the deadline is cancelled from a watching thread, within one block
-//! of the model. `--compete` keeps another process busy on every core meanwhile.
+//! of the model. `--compete` keeps another process busy on every core meanwhile. `--cores` names the
+//! cores of the loop and its team.
+//!
+//! `--peer` is `benches/peers/latency_llama.c`, compiled against a llama.cpp of yours; each round it runs
+//! after ours, with the same requests, and its times stand beside ours.
 
 use puna::infer::{Percentiles, Session, SessionOptions};
-use puna::model::llama::{LoadOptions, Model, TeamOptions};
+use puna::model::llama::{LoadOptions, Model, TeamOptions, pin_current_thread};
 use puna::rng::Rng;
 use puna::{Error, Result};
 use std::path::PathBuf;
@@ -34,6 +38,9 @@ struct Args {
     spin: Duration,
     warm_up: usize,
     compete: bool,
+    cores: Option<Vec<usize>>,
+    rounds: usize,
+    peer: Option<PathBuf>,
 }
 
 fn parse() -> Result<Args> {
@@ -48,9 +55,13 @@ fn parse() -> Result<Args> {
         spin: TeamOptions::default().spin,
         warm_up: 10,
         compete: false,
+        cores: None,
+        rounds: 1,
+        peer: None,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
+        let wrong = |field: &str, value: &str, why: &str| Err(Error::config(field, value, why));
         let mut number = || -> Result<usize> {
             let value = words.next().unwrap_or_default();
             value.parse().map_err(|_| Error::Config {
@@ -69,10 +80,21 @@ fn parse() -> Result<Args> {
             "--spin-us" => args.spin = Duration::from_micros(number()? as u64),
             "--warm-up" => args.warm_up = number()?,
             "--compete" => args.compete = true,
+            "--rounds" => args.rounds = number()?.max(1),
+            "--peer" => args.peer = words.next().map(PathBuf::from),
+            "--cores" => {
+                let list = words.next().unwrap_or_default();
+                let cores: std::result::Result<Vec<usize>, _> =
+                    list.split(',').map(str::parse).collect();
+                match cores {
+                    Ok(cores) if cores.len() == args.threads => args.cores = Some(cores),
+                    _ => return wrong("--cores", &list, "wanted one core for each thread"),
+                }
+            }
             model if !model.starts_with('-') => args.model = model.into(),
             other => {
                 let why = "no such flag; the head of examples/latency.rs lists them";
-                return Err(Error::config("argument", other, why));
+                return wrong("argument", other, why);
             }
         }
     }
@@ -121,6 +143,49 @@ struct Seen {
     /// From the observation to the last token.
     request_ms: Vec<f64>,
     missed: usize,
+}
+
+impl Seen {
+    fn add(&mut self, more: Seen) {
+        self.token_ms.extend(more.token_ms);
+        self.first_ms.extend(more.first_ms);
+        self.request_ms.extend(more.request_ms);
+        self.missed += more.missed;
+    }
+
+    fn report(&mut self) {
+        report("token", &mut self.token_ms);
+        report("first token", &mut self.first_ms);
+        report("request", &mut self.request_ms);
+    }
+}
+
+/// One round of the peer: three lines, each a name and its times.
+fn peer_round(program: &PathBuf, args: &Args) -> Result<Seen> {
+    let numbers = [
+        args.requests.to_string(),
+        args.tokens.to_string(),
+        args.prompt_tokens.to_string(),
+        args.period.as_millis().to_string(),
+        args.threads.to_string(),
+        args.warm_up.to_string(),
+    ];
+    let output = Command::new(program).arg(&args.model).args(numbers).output();
+    let output = output.map_err(|source| Error::io(program, source))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = |name: &str| -> Vec<f64> {
+        let found = text.lines().find_map(|line| line.strip_prefix(name));
+        found.unwrap_or_default().split_whitespace().filter_map(|x| x.parse().ok()).collect()
+    };
+    let (token_ms, first_ms, request_ms) = (line("token "), line("first_token "), line("request "));
+    if !output.status.success() || request_ms.len() != args.requests {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(Error::io(
+            program,
+            std::io::Error::other(format!("{}; {said}", output.status)),
+        ));
+    }
+    Ok(Seen { token_ms, first_ms, request_ms, missed: 0 })
 }
 
 fn ms(since: Instant) -> f64 {
@@ -223,7 +288,7 @@ fn histogram(ms: &[f64]) {
 fn report(name: &str, ms: &mut [f64]) {
     let Some(p) = Percentiles::of(ms) else { return };
     println!(
-        "{name:16} p50 {:8.3}  p99 {:8.3}  p99.9 {:8.3}  max {:8.3} ms  p99/p50 {:.2}",
+        "{name:17} p50 {:8.3}  p99 {:8.3}  p99.9 {:8.3}  max {:8.3} ms  p99/p50 {:.2}",
         p.p50_ms,
         p.p99_ms,
         p.p999_ms,
@@ -232,9 +297,38 @@ fn report(name: &str, ms: &mut [f64]) {
     );
 }
 
+/// Likewise of reading as many bytes as a token does, on one thread.
+fn memory_ms(bytes: usize, n: usize) -> Vec<f64> {
+    let block = vec![1u64; bytes / 8];
+    let read = |_| {
+        let start = Instant::now();
+        std::hint::black_box(block.iter().fold(0u64, |sum, x| sum.wrapping_add(*x)));
+        ms(start)
+    };
+    (0..n).map(read).collect()
+}
+
+/// How quiet is the machine? The times of arithmetic that touches no memory, on one thread, each
+/// about as long as a token: what varies here varies in whatever runs.
+fn machine_ms(like_ms: f64, n: usize) -> Vec<f64> {
+    let work = |steps: u64| {
+        let start = Instant::now();
+        std::hint::black_box((0..steps).fold(1u64, |a, b| a.wrapping_mul(a | b)));
+        ms(start)
+    };
+    let once = (0..20).map(|_| work(20_000)).fold(f64::INFINITY, f64::min).max(1e-6);
+    let steps = (20_000.0 * like_ms / once) as u64;
+    (0..n).map(|_| work(steps)).collect()
+}
+
 fn run() -> Result<()> {
     let args = parse()?;
-    let team = TeamOptions { threads: args.threads, spin: args.spin, ..TeamOptions::default() };
+    let mut team = TeamOptions { threads: args.threads, spin: args.spin, ..TeamOptions::default() };
+    if let Some(cores) = &args.cores {
+        // The calling thread is a member of the team, and pinned by itself.
+        pin_current_thread(cores[0]).map_err(|source| Error::io("--cores", source))?;
+        team.cores = Some(cores[1..].to_vec());
+    }
     let options = LoadOptions { team, ..LoadOptions::default() };
     let model = Arc::new(Model::load(&args.model, &options)?);
     let ctx = args.prompt_tokens + args.tokens;
@@ -243,13 +337,33 @@ fn run() -> Result<()> {
     println!("memory: {:.1} MB, declared before it is taken", memory.total_bytes() as f64 / 1e6);
     let mut session = Session::new(model, options)?;
     let competitor = args.compete.then(Competitor::start).transpose()?;
-    let mut seen = control(&mut session, &args)?;
+    let (mut seen, mut theirs) = (Seen::default(), Seen::default());
+    for _ in 0..args.rounds {
+        seen.add(control(&mut session, &args)?);
+        if let Some(program) = &args.peer {
+            theirs.add(peer_round(program, &args)?);
+        }
+    }
+    let like_ms = Percentiles::of(&mut seen.token_ms).map_or(1.0, |p| p.p50_ms);
+    let n = seen.token_ms.len().min((5000.0 / like_ms) as usize);
+    let mut machine = machine_ms(like_ms, n);
+    let mut memory = memory_ms(session.model().bytes_per_token(), n);
     drop(competitor);
     histogram(&seen.token_ms);
-    report("token", &mut seen.token_ms);
-    report("first token", &mut seen.first_ms);
-    report("request", &mut seen.request_ms);
-    println!("deadline of {:?} missed: {} of {}", args.deadline, seen.missed, args.requests);
+    seen.report();
+    println!(
+        "deadline of {:?} missed: {} of {}",
+        args.deadline,
+        seen.missed,
+        args.requests * args.rounds
+    );
+    report("arithmetic alone", &mut machine);
+    report("reading alone", &mut memory);
+    if args.peer.is_some() {
+        println!("\nthe peer:");
+        histogram(&theirs.token_ms);
+        theirs.report();
+    }
     Ok(())
 }
 
