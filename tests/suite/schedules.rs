@@ -1,4 +1,4 @@
-//! DESIGN.md's fourth promise over random schedules: the same bits for any number of threads, any
+//! Same bits, over random schedules: for any number of threads, any
 //! company in a batch, any cut of a prompt, with a prefix used again, after saving, after a fork.
 //!
 //! Each sequence is a prompt and its greedy continuation, with the logits of every position from one

@@ -97,7 +97,7 @@ fn pack_super(
     header: &mut [u8],
     src: &[u8],
 ) {
-    // Bytes of `src` by field, as FORMATS' table orders them.
+    // Bytes of `src` by field, in the order of GGUF's blocks.
     let (d_at, min_at) = match block {
         BlockType::Q2_K => (80, Some(82)),
         BlockType::Q3_K => (108, None),
