@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shlex
 import statistics
 import subprocess
@@ -48,10 +49,8 @@ def require_file(path):
 
 def shown(command):
     """A command line with every path cut down to its name."""
-    def is_path(word):
-        return "/" in word and " " not in word
-
-    return shlex.join(Path(word).name if is_path(word) else word for word in command)
+    # A word may itself be a command line, or NAME=PATH.
+    return shlex.join(re.sub(r"[^\s=]*/([^\s/]+)", r"\1", word) for word in command)
 
 
 def invocation():
