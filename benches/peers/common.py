@@ -65,6 +65,22 @@ def complaint(command, returncode, stderr):
     return Failure(f"{shown(command)}: exit status {returncode}{last}")
 
 
+def run(command, timeout, variables=None):
+    """Standard output of a process that must succeed; `variables` on top of this environment."""
+    environment = {**os.environ, **(variables or {})}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        raise Failure(f"{shown(command)}: not done after {timeout} s") from None
+    except OSError as error:
+        raise Failure(f"{shown(command)}: {error}") from None
+    if done.returncode != 0:
+        raise complaint(command, done.returncode, done.stderr)
+    return done.stdout
+
+
 def output_of(command, timeout=60):
     """Standard output of a command, stripped, or an empty string if it cannot be had."""
     try:

@@ -18,11 +18,9 @@ Exit status: 0 done, 1 a run failed, 2 wrong usage or no peer at the path given.
 
 import argparse
 import json
-import os
 import re
 import shlex
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -124,22 +122,6 @@ def key_of(row):
     return prompt, gen, depth, row.get("n_threads", row.get("threads"))
 
 
-def run(command, timeout, isa=None):
-    """Standard output of a process."""
-    environment = dict(os.environ, PUNA_ISA=isa) if isa else None
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        raise common.Failure(f"{common.shown(command)}: not done after {timeout} s") from None
-    except OSError as error:
-        raise common.Failure(f"{common.shown(command)}: {error}") from None
-    if done.returncode != 0:
-        raise common.complaint(command, done.returncode, done.stderr)
-    return done.stdout
-
-
 def speed_of(row, command):
     samples = row.get("samples_ts") or [row.get("avg_ts")]
     if not all(isinstance(s, (int, float)) and s > 0 for s in samples):
@@ -149,7 +131,7 @@ def speed_of(row, command):
 
 def run_bench(command, wanted, timeout, isa=None):
     """Tokens per second of the one wanted test, and the row it stands in."""
-    rows = rows_of(run(command, timeout, isa), command)
+    rows = rows_of(common.run(command, timeout, {"PUNA_ISA": isa} if isa else {}), command)
     rows = [row for row in rows if key_of(row) == wanted]
     if len(rows) != 1:
         raise common.Failure(
@@ -166,7 +148,7 @@ class LlamaBench:
         self.name, self.args, self.build = name, args, "not run yet"
         self.path = common.require_program(path, f"llama-bench of {name}", HINT)
         # Older forks measure tokens behind a prompt instead of behind a depth; the same test.
-        self.has_depth = "--n-depth" in run([self.path, "--help"], args.timeout)
+        self.has_depth = "--n-depth" in common.run([self.path, "--help"], args.timeout)
 
     def command(self, model, wanted):
         prompt, gen, depth, threads = wanted
@@ -211,7 +193,7 @@ class OpenVino:
         return [self.python, script, folder, *pairs]
 
     def speed(self, command, _wanted):
-        out = run(command, self.args.timeout)
+        out = common.run(command, self.args.timeout)
         try:
             row = json.loads(out[out.index("{"):])
         except ValueError as error:

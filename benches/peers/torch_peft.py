@@ -141,30 +141,16 @@ def peer_run(case, args):
     print(json.dumps({"times": times, "peak_bytes": peak, "build": build, "loss": loss}))
 
 
-def run(command, timeout, environment=None):
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        raise common.Failure(f"{common.shown(command)}: not done after {timeout} s") from None
-    except OSError as error:
-        raise common.Failure(f"{common.shown(command)}: {error}") from None
-    if done.returncode != 0:
-        raise common.complaint(command, done.returncode, done.stderr)
-    return done.stdout
-
-
 def theirs(case, args):
     command = [
         sys.executable, str(Path(__file__).resolve()), "--puna", args.puna, "--model", args.model,
         "--threads", str(args.threads), "--steps", str(args.steps), "--peer-run", json.dumps(case),
     ]
-    environment = {
-        **os.environ, "OMP_PROC_BIND": "true", "OMP_NUM_THREADS": str(args.threads),
+    variables = {
+        "OMP_PROC_BIND": "true", "OMP_NUM_THREADS": str(args.threads),
         "HF_HUB_OFFLINE": "1",
     }
-    result = json.loads(run(command, args.timeout, environment).strip().splitlines()[-1])
+    result = json.loads(common.run(command, args.timeout, variables).strip().splitlines()[-1])
     return statistics.median(result["times"][1:]), result["peak_bytes"], result
 
 
@@ -189,7 +175,7 @@ def ours(case, args, vocabulary):
             ]
         if case["checkpointing"]:
             command.append("--gradient-checkpointing")
-        run(command, args.timeout)
+        common.run(command, args.timeout)
         steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         steps = [step for step in steps if "tok_per_s" in step]
     times = [case["batch"] * case["length"] / step["tok_per_s"] for step in steps]

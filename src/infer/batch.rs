@@ -133,7 +133,7 @@ fn begin<'m>(
         sequence.advance(ws.logits(0))?;
     }
     clock.first_token();
-    let caches = (0..options.n).map(|_| context.fork_cache()).collect();
+    let caches = (0..options.n).map(|_| context.fork_cache()).collect::<Result<_>>()?;
     Ok(Group { index, sequences, caches, clock, n_reused, context_full: false })
 }
 

@@ -96,7 +96,10 @@ impl Context {
     }
 
     /// A copy of the cache that goes on independently.
-    pub(super) fn fork_cache(&self) -> KvCache {
+    ///
+    /// # Errors
+    /// When the system does not give the memory.
+    pub(super) fn fork_cache(&self) -> Result<KvCache> {
         self.cache.fork()
     }
 }
@@ -177,8 +180,8 @@ pub fn generate(
         }
         clock.first_token();
     }
-    let mut forks: Vec<KvCache> =
-        if whole_prompt { (1..options.n).map(|_| context.cache.fork()).collect() } else { vec![] };
+    let n_forks = if whole_prompt { options.n.saturating_sub(1) } else { 0 };
+    let mut forks = (0..n_forks).map(|_| context.cache.fork()).collect::<Result<Vec<_>>>()?;
     let mut context_full = false;
     loop {
         for (index, sequence) in sequences.iter_mut().enumerate() {

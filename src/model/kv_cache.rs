@@ -32,6 +32,11 @@ fn shape(config: &Config, capacity: usize, kv_type: KvType) -> Result<KvShape> {
     Ok(KvShape { n_kv_heads: config.n_kv_heads, head_dim: config.head_dim, kv_type })
 }
 
+fn no_memory(capacity: usize, bytes: usize) -> Error {
+    let why = format!("the system does not give the {bytes} bytes that this takes");
+    Error::config("ctx", capacity, why)
+}
+
 impl KvCache {
     /// A cache for `capacity` positions of a model like `config`.
     ///
@@ -41,9 +46,7 @@ impl KvCache {
         let shape = shape(config, capacity, kv_type)?;
         let layers = (0..config.n_layers).map(|_| KvLayer::try_new(shape, capacity));
         let Some(layers) = layers.collect::<Option<Vec<_>>>() else {
-            let bytes = config.n_layers * shape.bytes(capacity);
-            let why = format!("the system does not give the {bytes} bytes that this takes");
-            return Err(Error::config("ctx", capacity, why));
+            return Err(no_memory(capacity, config.n_layers * shape.bytes(capacity)));
         };
         Ok(KvCache { layers, len: 0, capacity, kv_type })
     }
@@ -93,28 +96,17 @@ impl KvCache {
 
     /// A copy that goes on independently.
     ///
-    /// # Panics
-    /// When the system does not give the memory.
-    pub fn fork(&self) -> KvCache {
-        let copied = |layer: &KvLayer| {
-            let mut copy = KvLayer::new(layer.shape(), self.capacity);
-            copy.copy_from(layer, self.len);
-            copy
-        };
-        KvCache { layers: self.layers.iter().map(copied).collect(), ..*self }
-    }
-
-    /// [`KvCache::fork`] for a cache of a model like `config`.
-    ///
     /// # Errors
     /// When the system does not give the memory.
-    pub fn try_fork(&self, config: &Config) -> Result<KvCache> {
-        let mut copy = KvCache::new(config, self.capacity, self.kv_type)?;
-        for (to, from) in copy.layers.iter_mut().zip(&self.layers) {
-            to.copy_from(from, self.len);
-        }
-        copy.len = self.len;
-        Ok(copy)
+    pub fn fork(&self) -> Result<KvCache> {
+        let copied = |layer: &KvLayer| {
+            let mut copy = KvLayer::try_new(layer.shape(), self.capacity)?;
+            copy.copy_from(layer, self.len);
+            Some(copy)
+        };
+        let layers = self.layers.iter().map(copied).collect::<Option<_>>();
+        let layers = layers.ok_or_else(|| no_memory(self.capacity, self.bytes()))?;
+        Ok(KvCache { layers, ..*self })
     }
 
     /// Hands out the bytes of everything cached, piece by piece, as [`KvLayer::save`] does.

@@ -15,7 +15,7 @@ pub mod kv_cache;
 pub mod llama;
 mod memory;
 pub mod names;
-mod panel_cache;
+pub mod panel_cache;
 pub mod rope;
 pub mod row_order;
 pub mod shapes;

@@ -71,13 +71,18 @@ impl AsRef<[u8]> for Panels {
     }
 }
 
-/// Where the cache of a model lies; `None` for models that are not one GGUF file.
-pub fn path_of(checkpoint: &Checkpoint) -> Option<PathBuf> {
-    checkpoint.gguf.as_ref()?;
-    let mut name = checkpoint.path.file_name()?.to_owned();
+/// Where the cache of a model's file lies.
+pub fn beside(model: &Path) -> PathBuf {
+    let mut name = model.file_name().unwrap_or_default().to_owned();
     name.push(".panels");
-    // The built-in model has a name and no file.
-    checkpoint.path.is_file().then(|| checkpoint.path.with_file_name(name))
+    model.with_file_name(name)
+}
+
+/// Likewise of a checkpoint; `None` for models that are not one GGUF file.
+pub fn path_of(checkpoint: &Checkpoint) -> Option<PathBuf> {
+    // The built-in model is GGUF, too, and no file.
+    let is_file = checkpoint.gguf.is_some() && checkpoint.path.is_file();
+    is_file.then(|| beside(&checkpoint.path))
 }
 
 /// Identifies the contents of a model's file, without reading all of it, and the way of packing.

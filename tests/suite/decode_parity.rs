@@ -279,7 +279,7 @@ fn forks_and_second_thoughts_leave_no_trace() {
             let mut cache = model.new_cache(LONG, kv).unwrap();
             append(&model, &mut ws, &mut cache, &first[..shared]);
 
-            let mut fork = cache.fork();
+            let mut fork = cache.fork().expect("there is memory");
             let from_fork = append(&model, &mut ws, &mut fork, &other[shared..]);
             let from_own = append(&model, &mut ws, &mut cache, &first[shared..]);
             let row = |what: &str| format!("{} {kv:?} {what}", case.name);

@@ -253,8 +253,9 @@ impl<'a> Bench<'a> {
     ) -> Result<Outcome> {
         let Test { n_prompt, n_gen, depth, batch } = self.test;
         self.append(0, depth, LogitsFor::None)?;
-        let forks: Vec<KvCache> = (1..batch).map(|_| self.caches[0].fork()).collect();
-        self.caches.extend(forks);
+        for _ in 1..batch {
+            self.caches.push(self.caches[0].fork()?);
+        }
         let warm_up = n_prompt + n_gen.min(WARM_UP_TOKENS);
         self.repetition(warm_up, &mut vec![])?;
         tick();

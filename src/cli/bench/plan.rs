@@ -3,7 +3,7 @@
 use super::{BenchArgs, or_usual};
 use crate::cli::failure::Failure;
 use crate::model::llama::Model;
-use crate::model::shapes;
+use crate::model::{panel_cache, shapes};
 use std::path::PathBuf;
 
 /// One kind of measurement.
@@ -81,6 +81,8 @@ impl Drop for MadeModel {
         if !self.keep {
             // A file that somebody else removed is as gone as it should be.
             let _ = std::fs::remove_file(&self.path);
+            // What --cache-weights may have put beside it.
+            let _ = std::fs::remove_file(panel_cache::beside(&self.path));
         }
     }
 }

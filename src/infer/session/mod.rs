@@ -389,7 +389,7 @@ impl Session {
         ids.extend_from_slice(&self.ids);
         Ok(Session {
             model: Arc::clone(&self.model),
-            cache: self.cache.try_fork(&self.model.config)?,
+            cache: self.cache.fork()?,
             ws: Some(self.model.workspace()),
             sampler: self.sampler.clone(),
             ids,
