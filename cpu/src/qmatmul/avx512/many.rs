@@ -1,7 +1,7 @@
 //! The many-row kernel: two panels unpacked to bytes, then tiles of six rows of activations.
 
 use super::codec::{Codec, id_of};
-use super::{begin, fetch_ahead, fold, quad};
+use super::{add_scaled, begin, fetch_ahead, fold, quad, scaled};
 use crate::qmatmul::acts::{BlockMeta, QActs};
 use crate::qmatmul::layout::{BLOCK, CODES, GROUPS, Layout, ROWS, VECTOR};
 use crate::quant::BlockType;
@@ -121,60 +121,10 @@ macro_rules! group_of_two_panels {
     };
 }
 
-/// One group of each half of a block, one panel: the halves' sums apart.
-macro_rules! group_of_two_halves {
-    ($w:literal, $x:literal) => {
-        concat!(
-            "vmovdqu64 {w0}, zmmword ptr [{c} + ",
-            $w,
-            "]\n",
-            "vmovdqu64 {w1}, zmmword ptr [{c} + 256 + ",
-            $w,
-            "]\n",
-            "vpdpbusd {s00}, {w0}, dword ptr [{a} + ",
-            $x,
-            "]{{1to16}}\n",
-            "vpdpbusd {s01}, {w1}, dword ptr [{a} + 16 + ",
-            $x,
-            "]{{1to16}}\n",
-            "vpdpbusd {s10}, {w0}, dword ptr [{a} + {k} + ",
-            $x,
-            "]{{1to16}}\n",
-            "vpdpbusd {s11}, {w1}, dword ptr [{a} + {k} + 16 + ",
-            $x,
-            "]{{1to16}}\n",
-            "vpdpbusd {s20}, {w0}, dword ptr [{a} + 2 * {k} + ",
-            $x,
-            "]{{1to16}}\n",
-            "vpdpbusd {s21}, {w1}, dword ptr [{a} + 2 * {k} + 16 + ",
-            $x,
-            "]{{1to16}}\n",
-            "vpdpbusd {s30}, {w0}, dword ptr [{b} + ",
-            $x,
-            "]{{1to16}}\n",
-            "vpdpbusd {s31}, {w1}, dword ptr [{b} + 16 + ",
-            $x,
-            "]{{1to16}}\n",
-            "vpdpbusd {s40}, {w0}, dword ptr [{b} + {k} + ",
-            $x,
-            "]{{1to16}}\n",
-            "vpdpbusd {s41}, {w1}, dword ptr [{b} + {k} + 16 + ",
-            $x,
-            "]{{1to16}}\n",
-            "vpdpbusd {s50}, {w0}, dword ptr [{b} + 2 * {k} + ",
-            $x,
-            "]{{1to16}}\n",
-            "vpdpbusd {s51}, {w1}, dword ptr [{b} + 2 * {k} + 16 + ",
-            $x,
-            "]{{1to16}}\n",
-        )
-    };
-}
-
 /// Runs groups of six rows with the sums in registers that the compiler may not move: it would
 /// otherwise load weights early and spill the accumulators of every block.
 macro_rules! six_rows {
-    ($sums:expr, $c:expr, $a:expr, $k:expr, [$($group:expr),* $(,)?] $(, $y:ident)?) => {{
+    ($sums:expr, $c:expr, $a:expr, $k:expr, [$($group:expr),* $(,)?]) => {{
         let [[s00, s01], [s10, s11], [s20, s21], [s30, s31], [s40, s41], [s50, s51]] = $sums;
         // Scratch registers need a type to get a vector's name.
         let mut _scratch: __m512i;
@@ -186,7 +136,8 @@ macro_rules! six_rows {
             k = in(reg) $k,
             w0 = out(zmm_reg) _scratch,
             w1 = out(zmm_reg) _scratch,
-            $(x = out(zmm_reg) _scratch, $y = out(zmm_reg) _scratch,)?
+            x = out(zmm_reg) _scratch,
+            y = out(zmm_reg) _scratch,
             s00 = inout(zmm_reg) *s00, s01 = inout(zmm_reg) *s01,
             s10 = inout(zmm_reg) *s10, s11 = inout(zmm_reg) *s11,
             s20 = inout(zmm_reg) *s20, s21 = inout(zmm_reg) *s21,
@@ -227,19 +178,18 @@ unsafe fn six_rows_two_panels(
                 group_of_two_panels!("320", "20"),
                 group_of_two_panels!("384", "24"),
                 group_of_two_panels!("448", "28"),
-            ],
-            y
+            ]
         );
     }
 }
 
-/// Likewise for one panel, `sums` being [row][half of the block].
+/// Likewise for the four groups of half a block.
 ///
 /// # Safety
-/// As there, for one panel.
+/// As there, for half a block: `c` and `a` point to the first code of the half.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[inline]
-unsafe fn six_rows_two_halves(
+unsafe fn six_rows_half_block(
     sums: &mut [[__m512i; 2]; TILE],
     c: *const u8,
     a: *const i8,
@@ -253,10 +203,10 @@ unsafe fn six_rows_two_halves(
             a,
             k,
             [
-                group_of_two_halves!("0", "0"),
-                group_of_two_halves!("64", "4"),
-                group_of_two_halves!("128", "8"),
-                group_of_two_halves!("192", "12"),
+                group_of_two_panels!("0", "0"),
+                group_of_two_panels!("64", "4"),
+                group_of_two_panels!("128", "8"),
+                group_of_two_panels!("192", "12"),
             ]
         );
     }
@@ -295,28 +245,49 @@ unsafe fn tile<const HALVES: bool, const MINS: bool, const M: usize>(
                 [first, if HALVES { load(v, p, 1) } else { first }]
             };
             if HALVES {
-                for p in 0..2 {
-                    let mut sums = [[_mm512_setzero_si512(); 2]; M];
-                    for m in 0..M {
-                        sums[m] = begin::<HALVES, MINS>(&*metas[m].add(b), shift);
-                    }
-                    let w = w.add(p * CODES);
-                    if let Some(six) = as_six(&mut sums) {
-                        six_rows_two_halves(six, w, rows[0].add(b * BLOCK), k);
-                    } else {
-                        for g in 0..GROUPS {
-                            let v = _mm512_loadu_si512(w.add(g * VECTOR).cast());
-                            for m in 0..M {
-                                let a = quad(rows[m].add(b * BLOCK + 4 * g));
-                                let sum = &mut sums[m][g / 4];
-                                *sum = _mm512_dpbusd_epi32(*sum, v, a);
+                // The first half's part of a block waits, scaled, for the second's: both panels
+                // go through a half together, because a group of two takes 8 loads for 12
+                // products where the two halves of one panel take 14.
+                let mut t = [[_mm512_setzero_ps(); 2]; M];
+                // Written out: a loop over the halves would be kept, and its state with it in
+                // memory.
+                macro_rules! half {
+                    ($h:literal) => {
+                        let mut sums = [[_mm512_setzero_si512(); 2]; M];
+                        for m in 0..M {
+                            sums[m] = [begin::<HALVES, MINS>(&*metas[m].add(b), shift)[$h]; 2];
+                        }
+                        let w = w.add($h * CODES / 2);
+                        let at = b * BLOCK + $h * BLOCK / 2;
+                        if let Some(six) = as_six(&mut sums) {
+                            six_rows_half_block(six, w, rows[0].add(at), k);
+                        } else {
+                            for g in 0..GROUPS / 2 {
+                                for p in 0..2 {
+                                    let v = w.add(p * CODES + g * VECTOR);
+                                    let v = _mm512_loadu_si512(v.cast());
+                                    for m in 0..M {
+                                        let a = quad(rows[m].add(at + 4 * g));
+                                        sums[m][p] = _mm512_dpbusd_epi32(sums[m][p], v, a);
+                                    }
+                                }
                             }
                         }
-                    }
-                    let (scale, min) = (both(&scratch.scales, p), both(&scratch.mins, p));
+                        for p in 0..2 {
+                            let scale = load(&scratch.scales, p, $h);
+                            for m in 0..M {
+                                t[m][p] = scaled(t[m][p], sums[m][p], scale, $h);
+                            }
+                        }
+                    };
+                }
+                half!(0);
+                half!(1);
+                for p in 0..2 {
+                    let mins = both(&scratch.mins, p);
                     for m in 0..M {
                         let meta = &*metas[m].add(b);
-                        acc[m][p] = fold::<HALVES, MINS>(acc[m][p], sums[m], scale, min, meta);
+                        acc[m][p] = add_scaled::<HALVES, MINS>(acc[m][p], t[m][p], mins, meta);
                     }
                 }
             } else {

@@ -54,6 +54,44 @@ unsafe fn quad(p: *const i8) -> __m512i {
     unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
 }
 
+/// Adds the scaled integer sums of half `h` of a block to those before it; of a whole one where
+/// it has one scale.
+///
+/// # Safety
+/// AVX-512 F.
+#[inline(always)]
+unsafe fn scaled(before: __m512, sums: __m512i, scale: __m512, h: usize) -> __m512 {
+    // SAFETY: as the function's contract.
+    unsafe {
+        let sums = _mm512_cvtepi32_ps(sums);
+        if h == 0 { _mm512_mul_ps(sums, scale) } else { _mm512_fmadd_ps(sums, scale, before) }
+    }
+}
+
+/// Adds a block's scaled sums to the accumulator.
+///
+/// # Safety
+/// AVX-512 F.
+#[inline(always)]
+unsafe fn add_scaled<const HALVES: bool, const MINS: bool>(
+    acc: __m512,
+    t: __m512,
+    mins: [__m512; 2],
+    meta: &BlockMeta,
+) -> __m512 {
+    // SAFETY: as the function's contract.
+    unsafe {
+        let mut acc = _mm512_fmadd_ps(t, _mm512_set1_ps(meta.d), acc);
+        if MINS && HALVES {
+            acc = _mm512_fnmadd_ps(mins[0], _mm512_set1_ps(meta.d_sum[0]), acc);
+            acc = _mm512_fnmadd_ps(mins[1], _mm512_set1_ps(meta.d_sum[1]), acc);
+        } else if MINS {
+            acc = _mm512_fnmadd_ps(mins[0], _mm512_set1_ps(meta.d_sum_all), acc);
+        }
+        acc
+    }
+}
+
 /// Folds the integer sums of one block into the accumulator: the operations and their order that
 /// both kernels share.
 ///
@@ -69,18 +107,11 @@ unsafe fn fold<const HALVES: bool, const MINS: bool>(
 ) -> __m512 {
     // SAFETY: as the function's contract.
     unsafe {
-        let mut t = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[0]), scales[0]);
+        let mut t = scaled(_mm512_setzero_ps(), sums[0], scales[0], 0);
         if HALVES {
-            t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[1]), scales[1], t);
+            t = scaled(t, sums[1], scales[1], 1);
         }
-        let mut acc = _mm512_fmadd_ps(t, _mm512_set1_ps(meta.d), acc);
-        if MINS && HALVES {
-            acc = _mm512_fnmadd_ps(mins[0], _mm512_set1_ps(meta.d_sum[0]), acc);
-            acc = _mm512_fnmadd_ps(mins[1], _mm512_set1_ps(meta.d_sum[1]), acc);
-        } else if MINS {
-            acc = _mm512_fnmadd_ps(mins[0], _mm512_set1_ps(meta.d_sum_all), acc);
-        }
-        acc
+        add_scaled::<HALVES, MINS>(acc, t, mins, meta)
     }
 }
 
