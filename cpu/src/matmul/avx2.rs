@@ -9,6 +9,8 @@ const N: usize = 3;
 /// Activation rows of a tile: 12 accumulators leave room for the operands in 16 registers.
 const M: usize = 4;
 const LANES: usize = 8;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 const F32: u8 = 0;
 const F16: u8 = 1;
@@ -77,6 +79,38 @@ unsafe fn weights<const T: u8>(w: *const u8, i: usize, n: usize) -> __m256 {
     }
 }
 
+/// One step of a tile: eight weights of each row at `w` times the same inputs of each activation
+/// row at `x`; `n` of them exist.
+///
+/// # Safety
+/// AVX2, FMA, F16C; the addresses hold `n` inputs.
+#[inline(always)]
+unsafe fn step<const T: u8, const N: usize, const M: usize>(
+    acc: &mut [[__m256; N]; M],
+    w: [*const u8; N],
+    x: [*const f32; M],
+    i: usize,
+    n: usize,
+) {
+    // SAFETY: this function's contract.
+    unsafe {
+        let mut v = [_mm256_setzero_ps(); N];
+        for c in 0..N {
+            v[c] = weights::<T>(w[c], i, n);
+        }
+        for m in 0..M {
+            let x = weights::<F32>(x[m].cast(), i, n);
+            for c in 0..N {
+                acc[m][c] = _mm256_fmadd_ps(v[c], x, acc[m][c]);
+            }
+        }
+    }
+}
+
+/// `N` output rows from `n`, `M` activation rows from `m`.
+///
+/// # Safety
+/// AVX2, FMA, F16C; no other thread uses these elements of `out`.
 #[inline(always)]
 unsafe fn tile<const T: u8, const N: usize, const M: usize>(
     out: &SharedMut<'_, f32>,
@@ -89,24 +123,20 @@ unsafe fn tile<const T: u8, const N: usize, const M: usize>(
     // SAFETY: all addresses below are within `len` inputs of a row; features by the caller.
     unsafe {
         let mut acc = [[_mm256_setzero_ps(); N]; M];
-        let mut step = |i: usize, count: usize| {
-            let mut wv = [_mm256_setzero_ps(); N];
-            for (v, w) in wv.iter_mut().zip(w) {
-                *v = weights::<T>(w, i, count);
-            }
-            for j in 0..M {
-                let xv = weights::<F32>(x[j].cast(), i, count);
-                for c in 0..N {
-                    acc[j][c] = _mm256_fmadd_ps(wv[c], xv, acc[j][c]);
+        let whole = chunk.len / LANES * LANES;
+        let size = chunk.w.dtype.bytes();
+        let ahead = chunk.ahead(N);
+        for i in (0..whole).step_by(LANES) {
+            // A line at a time: every second step of 32 bytes, every fourth of 16.
+            if (i * size).is_multiple_of(LINE) {
+                for p in w {
+                    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead(i * size)).cast());
                 }
             }
-        };
-        let whole = chunk.len / LANES * LANES;
-        for i in (0..whole).step_by(LANES) {
-            step(i, LANES);
+            step::<T, N, M>(&mut acc, w, x, i, LANES);
         }
         if whole < chunk.len {
-            step(whole, chunk.len - whole);
+            step::<T, N, M>(&mut acc, w, x, whole, chunk.len - whole);
         }
         for (j, acc) in acc.iter().enumerate() {
             for (c, &v) in acc.iter().enumerate() {

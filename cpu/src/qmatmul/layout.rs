@@ -128,6 +128,11 @@ impl Layout {
         (groups * self.header_bytes + n_blocks * self.stream_bytes()).next_multiple_of(VECTOR)
     }
 
+    /// Bytes of the stream a block, if headers are spread evenly.
+    pub const fn share_bytes(&self) -> usize {
+        self.group_bytes() / SUPER
+    }
+
     /// Bytes of a block's codes and scales.
     pub const fn stream_bytes(&self) -> usize {
         self.scale_bytes + self.code_bytes
@@ -143,4 +148,36 @@ pub struct At {
     pub scales: usize,
     /// The block's codes.
     pub codes: usize,
+}
+
+/// The format with this number.
+pub const fn block_of(b: u8) -> BlockType {
+    match b {
+        0 => BlockType::Q4_0,
+        1 => BlockType::Q4_1,
+        2 => BlockType::Q5_0,
+        3 => BlockType::Q5_1,
+        4 => BlockType::Q8_0,
+        5 => BlockType::Q2_K,
+        6 => BlockType::Q3_K,
+        7 => BlockType::Q4_K,
+        8 => BlockType::Q5_K,
+        _ => BlockType::Q6_K,
+    }
+}
+
+/// A number for a format, since a kernel's parameter must be a number.
+pub const fn id_of(block: BlockType) -> u8 {
+    match block {
+        BlockType::Q4_0 => 0,
+        BlockType::Q4_1 => 1,
+        BlockType::Q5_0 => 2,
+        BlockType::Q5_1 => 3,
+        BlockType::Q8_0 => 4,
+        BlockType::Q2_K => 5,
+        BlockType::Q3_K => 6,
+        BlockType::Q4_K => 7,
+        BlockType::Q5_K => 8,
+        BlockType::Q6_K => 9,
+    }
 }

@@ -1,41 +1,12 @@
 //! Unpacking of a panel's block in registers: one instance a format.
 
-use crate::qmatmul::layout::{BLOCK, GROUPS, Layout, ROWS, VECTOR};
+use crate::qmatmul::layout::{BLOCK, GROUPS, Layout, ROWS, VECTOR, block_of};
 use crate::quant::BlockType;
 use std::arch::x86_64::*;
 
-/// Unpacks codes and scales of one format in registers. `B` is the discriminant of [`BlockType`].
+/// Unpacks codes and scales of one format in registers. `B` is the number of a [`BlockType`]
+/// ([`crate::qmatmul::layout::id_of`]).
 pub struct Codec<const B: u8>;
-
-const fn block_of(b: u8) -> BlockType {
-    match b {
-        0 => BlockType::Q4_0,
-        1 => BlockType::Q4_1,
-        2 => BlockType::Q5_0,
-        3 => BlockType::Q5_1,
-        4 => BlockType::Q8_0,
-        5 => BlockType::Q2_K,
-        6 => BlockType::Q3_K,
-        7 => BlockType::Q4_K,
-        8 => BlockType::Q5_K,
-        _ => BlockType::Q6_K,
-    }
-}
-
-pub const fn id_of(block: BlockType) -> u8 {
-    match block {
-        BlockType::Q4_0 => 0,
-        BlockType::Q4_1 => 1,
-        BlockType::Q5_0 => 2,
-        BlockType::Q5_1 => 3,
-        BlockType::Q8_0 => 4,
-        BlockType::Q2_K => 5,
-        BlockType::Q3_K => 6,
-        BlockType::Q4_K => 7,
-        BlockType::Q5_K => 8,
-        BlockType::Q6_K => 9,
-    }
-}
 
 impl<const B: u8> Codec<B> {
     pub const BLOCK_TYPE: BlockType = block_of(B);

@@ -1,9 +1,10 @@
 //! The many-row kernel: two panels unpacked to bytes, then tiles of six rows of activations.
 
-use super::codec::{Codec, id_of};
-use super::{add_scaled, begin, fetch_ahead, fold, quad, scaled};
+use super::codec::Codec;
+use super::{add_scaled, begin, fold, quad, scaled};
 use crate::qmatmul::acts::{BlockMeta, QActs};
-use crate::qmatmul::layout::{BLOCK, CODES, GROUPS, Layout, ROWS, VECTOR};
+use crate::qmatmul::fetch_ahead;
+use crate::qmatmul::layout::{BLOCK, CODES, GROUPS, Layout, ROWS, VECTOR, id_of};
 use crate::quant::BlockType;
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -61,7 +62,7 @@ fn fill<const B: u8>(scratch: &mut Scratch, panel: &[u8], which: usize, n_blocks
         unsafe {
             let p = panel.as_ptr();
             let at = layout.at(n_blocks, b);
-            fetch_ahead::<B>(p.add(at.codes));
+            fetch_ahead(&layout, p, b);
             let w = Codec::<B>::codes(p.add(at.codes));
             let to = scratch.codes.as_mut_ptr().add((2 * b + which) * CODES);
             for (g, w) in w.into_iter().enumerate() {

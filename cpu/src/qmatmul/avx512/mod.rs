@@ -18,32 +18,14 @@ mod many;
 pub use many::{Scratch, panels_many};
 
 use super::acts::{BlockMeta, QActs};
-use super::layout::{BLOCK, GROUPS, ROWS, VECTOR};
+use super::fetch_ahead;
+use super::layout::{BLOCK, GROUPS, ROWS, id_of};
 use crate::quant::BlockType;
-use codec::{Codec, id_of};
+use codec::Codec;
 use std::arch::x86_64::*;
 
 /// Rows of activations that the few-row kernel takes at most.
 pub const FEW: usize = 8;
-/// How far ahead of its use a panel's stream is asked for: a memory latency's worth of lines.
-/// The machine measured here brings nothing by itself.
-const AHEAD: usize = 4096;
-
-/// Asks for the lines of the block that lies `AHEAD` bytes further in the stream; past a panel's
-/// end the next one follows.
-///
-/// # Safety
-/// None beyond SSE: a prefetch of any address is harmless.
-#[inline(always)]
-unsafe fn fetch_ahead<const B: u8>(codes: *const u8) {
-    let bytes = Codec::<B>::LAYOUT.stream_bytes();
-    for line in 0..bytes.div_ceil(VECTOR) {
-        let p = codes.wrapping_add(AHEAD + line * VECTOR);
-        // SAFETY: a hint, never a fault.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
-    }
-}
-
 /// Four neighbouring activations in every lane.
 ///
 /// # Safety
@@ -162,7 +144,7 @@ fn few<const B: u8, const HALVES: bool, const MINS: bool, const M: usize>(
         unsafe {
             let p = panel.as_ptr();
             let at = layout.at(n_blocks, b);
-            fetch_ahead::<B>(p.add(at.codes));
+            fetch_ahead(&layout, p, b);
             let w = Codec::<B>::codes(p.add(at.codes));
             let (scale, min) = Codec::<B>::scales(p.add(at.scales), p.add(at.header));
             for m in 0..M {
