@@ -36,7 +36,7 @@ fn main() {
     shape.save(&path, dtype, 0).expect("room for the file");
     let ids: Vec<u32> = (0..ROW as u32).map(|i| (7 + i * 31) % shape.vocab_size as u32).collect();
     let labels: Vec<Option<u32>> = ids[1..].iter().copied().map(Some).chain([None]).collect();
-    let slice = Slice { ids: &ids, labels: &labels, spans: &[ROW] };
+    let slice = Slice { ids: &ids, labels: &labels, spans: &[ROW], sources: &[] };
     let mut group = criterion.benchmark_group("smollm2-135m, a row of 512");
     group.throughput(Throughput::Elements(ROW as u64));
     for (name, method) in [("full", TuneMethod::Full), ("lora q,v", lora())] {

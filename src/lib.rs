@@ -2,6 +2,7 @@
 //! `ARCHITECTURE.md`; `tests/suite/floors.rs` keeps imports going downward only.
 #![deny(unsafe_code)]
 
+pub mod align;
 pub mod autograd;
 pub mod cli;
 pub mod data;

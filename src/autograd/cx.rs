@@ -46,6 +46,8 @@ pub struct Cx<'a, 'w> {
     pub scratch: &'a mut Scratch,
     /// How to compute.
     pub mode: Mode,
+    /// Whether adapters take part; without them a model with an adapter is its base.
+    pub adapters: bool,
     /// This pass's dropout masks; `None` where nothing is dropped.
     pub dropout: Option<Dropout>,
     /// Whether a part runs again for its tape alone: nobody reads its result.
@@ -71,6 +73,7 @@ impl<'a, 'w> Cx<'a, 'w> {
             params,
             scratch,
             mode,
+            adapters: true,
             dropout: None,
             replaying: false,
             grads: None,

@@ -6,6 +6,7 @@
 use super::bench::BenchArgs;
 use super::chat::ChatArgs;
 use super::convert::{ConvertArgs, MergeArgs, QuantizeArgs};
+use super::dpo::DpoArgs;
 use super::eval::EvalArgs;
 use super::failure::Failure;
 use super::generate::GenerateArgs;
@@ -54,6 +55,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Tune a model, or an adapter, on a data set
     Train(Box<TrainArgs>),
+    /// Tune a model on preferences between answers
+    Dpo(Box<DpoArgs>),
     /// Measure speed, beside what the machine can do
     Bench(Box<BenchArgs>),
     /// Compare the logits of two models

@@ -9,6 +9,7 @@ pub mod chat;
 pub mod config;
 pub mod convert;
 pub mod dataset;
+pub mod dpo;
 pub mod eval;
 pub mod failure;
 pub mod generate;
@@ -75,7 +76,7 @@ pub fn run(args: Vec<OsString>) -> Result<(), Failure> {
     if args.len() < 2 {
         return Ok(terminal::print(WELCOME)?);
     }
-    let matches = match config::matches(&mut Cli::command(), args) {
+    let matches = match config::matches(&mut definition(), args) {
         Ok(matches) => matches,
         Err(Refusal::Config(failure)) => return Err(failure),
         Err(Refusal::Clap(error)) => return refused(&error),
@@ -90,6 +91,7 @@ pub fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Chat(args) => chat::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Train(args) => train::run(args),
+        Command::Dpo(args) => dpo::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Quickstart(args) => quickstart::run(args),
         Command::Verify(args) => verify::run(args),
@@ -98,6 +100,11 @@ pub fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Merge(args) => convert::run_merge(args),
         Command::Vocab(args) => vocab::run(args),
     }
+}
+
+/// The commands and their flags.
+fn definition() -> clap::Command {
+    Cli::command().mut_subcommand("dpo", dpo::define)
 }
 
 /// Help and version are results; the rest is wrong usage, in one line with a hint.

@@ -15,12 +15,12 @@ fn lines(words: &[&str]) -> (u8, Vec<String>) {
 
 #[test]
 fn the_definition_is_sound() {
-    Cli::command().debug_assert();
+    definition().debug_assert();
 }
 
 /// Help of a command as a terminal of 80 columns shows it.
 fn help(path: &[&str]) -> String {
-    let mut command = Cli::command().term_width(80);
+    let mut command = definition().term_width(80);
     let words = std::iter::once("puna").chain(path.iter().copied()).chain(["--help"]);
     match command.try_get_matches_from_mut(words) {
         Err(error) if error.kind() == ErrorKind::DisplayHelp => error.render().to_string(),
@@ -30,7 +30,7 @@ fn help(path: &[&str]) -> String {
 
 #[test]
 fn every_help_fits_a_screen_and_shows_an_example() {
-    let cases: [(&[&str], usize); 13] = [
+    let cases: [(&[&str], usize); 14] = [
         (&[], 24),
         (&["info"], 26),
         (&["generate"], 44),
@@ -38,6 +38,7 @@ fn every_help_fits_a_screen_and_shows_an_example() {
         (&["eval"], 24),
         (&["eval", "nll"], 26),
         (&["train"], 92),
+        (&["dpo"], 94),
         (&["bench"], 40),
         (&["convert"], 24),
         (&["quantize"], 24),

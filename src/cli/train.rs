@@ -4,14 +4,16 @@
 use super::args::model_path;
 use super::failure::Failure;
 use super::interrupt;
+use super::machine::Machine;
 use super::session::context_limit;
 use super::terminal::{Log, human_bytes, human_count, print, print_line};
 use super::train_args::{Method, TrainArgs};
+use super::train_plan::{self, Load};
 use super::train_setup::{Setup, usage};
 use super::train_watch::Screen;
-use super::{machine::Machine, train_plan};
 use crate::data::{self, DataOptions, Epochs, Prepared, RowSet};
 use crate::error::{Error, Result};
+use crate::model::config::Config;
 use crate::model::tune::{TuneMethod, TuneModel};
 use crate::train::identity::{adapter_digest, weights_digest};
 use crate::train::job::Measured;
@@ -56,7 +58,13 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     warn_about_lengths(&rows, &model, log);
     if args.steps.dry_run {
         let machine = Machine::detect()?;
-        let plan = train_plan::plan(&setup, &mut model, &rows, eval.as_ref(), &machine)?;
+        let load = Load {
+            rows: &rows,
+            n_tokens: rows.n_tokens(),
+            n_scored: rows.n_scored(),
+            n_eval: eval.as_ref().map(|rows| rows.n_rows()),
+        };
+        let plan = train_plan::plan(&setup, &mut model, |model| model, &load, &machine)?;
         train_plan::items(&plan).iter().for_each(|line| log.detail(line));
         return Ok(train_plan::print(&plan, args.common.json)?);
     }
@@ -66,9 +74,10 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     if args.save.overwrite {
         output::wipe(output)?;
     }
-    let identity = identity(path, &setup, &model, &rows, eval.as_ref())?;
-    let shown = shown(path, &setup, &model, &identity, rows.n_rows())?;
+    let of_eval = eval.as_ref().map(|rows| rows.digest.as_str());
+    let identity = identity(path, &setup, &model.config, &rows.digest, of_eval)?;
     let n_trained = model.params.n_elements();
+    let shown = shown(path, &setup, n_trained, &identity, rows.n_rows())?;
     log.detail(format!("{} parameters are trained", human_count(n_trained as u64)));
     let job = Job {
         model: &mut model,
@@ -88,7 +97,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
 }
 
 /// Refuses an output that would destroy something, or mix two runs.
-fn check_output(output: &Path, model: &Path, args: &TrainArgs) -> Result<(), Failure> {
+pub(super) fn check_output(output: &Path, model: &Path, args: &TrainArgs) -> Result<(), Failure> {
     let same = |a: &Path, b: &Path| match (a.canonicalize(), b.canonicalize()) {
         (Ok(a), Ok(b)) => a == b,
         _ => false,
@@ -189,14 +198,13 @@ fn show(n: usize, rows: &RowSet, model: &TuneModel, setup: &Setup) -> Result<(),
 }
 
 /// What decides the numbers beside the settings.
-fn identity(
+pub(super) fn identity(
     path: &Path,
     setup: &Setup,
-    model: &TuneModel,
-    rows: &Measured,
-    eval: Option<&Measured>,
+    config: &Config,
+    rows: &str,
+    eval: Option<&str>,
 ) -> Result<Vec<Setting>> {
-    let config = &model.config;
     let mut list: Vec<Setting> = vec![];
     let mut add = |name: &str, value: String| list.push((name.to_owned(), value));
     let (layers, dim, vocab) = (config.n_layers, config.dim, config.vocab_size);
@@ -215,19 +223,19 @@ fn identity(
             add("adapter", adapter_digest(dir)?);
         }
     }
-    add("data", rows.digest.clone());
+    add("data", rows.to_owned());
     let decides = setup.settings.keep_best || setup.settings.patience.is_some();
     if let Some(eval) = eval.filter(|_| decides) {
-        add("eval_data", eval.digest.clone());
+        add("eval_data", eval.to_owned());
     }
     Ok(list)
 }
 
 /// The settings of the report.
-fn shown(
+pub(super) fn shown(
     path: &Path,
     setup: &Setup,
-    model: &TuneModel,
+    n_trained: usize,
     identity: &[Setting],
     n_rows: usize,
 ) -> Result<Vec<(String, String)>> {
@@ -237,7 +245,7 @@ fn shown(
         ("model_path".to_owned(), path.display().to_string()),
         ("dataset".to_owned(), setup.dataset.display().to_string()),
         ("rows".to_owned(), n_rows.to_string()),
-        ("trained_parameters".to_owned(), model.params.n_elements().to_string()),
+        ("trained_parameters".to_owned(), n_trained.to_string()),
     ];
     list.extend(identity.iter().filter(|(name, _)| !digest(name)).cloned());
     list.extend(setup.settings.fingerprint(plan.total_steps));
@@ -246,7 +254,7 @@ fn shown(
 }
 
 /// Prints what came out.
-fn finish(
+pub(super) fn finish(
     outcome: &Outcome,
     args: &TrainArgs,
     method: Method,

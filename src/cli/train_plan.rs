@@ -6,43 +6,56 @@ use super::train_memory::{self, slice_size, state_bytes};
 use super::train_setup::Setup;
 use crate::error::Result;
 use crate::model::tune::TuneModel;
-use crate::train::Rows;
-use crate::train::job::Measured;
 use crate::train::metrics::peak_bytes;
 use crate::train::probe;
+use crate::train::{Rows, Trainee};
 use serde_json::{Value, json};
+
+/// The rows of a run.
+pub struct Load<'a> {
+    /// To train on.
+    pub rows: &'a dyn Rows,
+    /// Their tokens.
+    pub n_tokens: u64,
+    /// Those that are scored.
+    pub n_scored: u64,
+    /// Rows to evaluate on.
+    pub n_eval: Option<usize>,
+}
 
 /// The plan as one object; the trained values of `model` are used up.
 ///
 /// # Errors
 /// Rows that the model cannot take.
-pub fn plan(
+pub fn plan<M: Trainee>(
     setup: &Setup,
-    model: &mut TuneModel,
-    rows: &Measured,
-    eval: Option<&Measured>,
+    model: &mut M,
+    tuned: fn(&M) -> &TuneModel,
+    load: &Load<'_>,
     machine: &Machine,
 ) -> Result<Value> {
+    let rows = load.rows;
     let plan = setup.settings.plan(rows.n_rows())?;
     let epochs = plan.epochs_after(plan.total_steps);
-    let n_tokens = rows.n_tokens() as f64 * epochs;
+    let n_tokens = load.n_tokens as f64 * epochs;
     let settings = &setup.settings;
-    let even = rows.n_tokens() == (rows.n_rows() * rows.longest()) as u64;
+    let even = load.n_tokens == (rows.n_rows() * rows.longest()) as u64;
     let slice = slice_size(settings.batch_size, rows.longest(), settings.slice_tokens, even);
-    let memory = model.memory_plan(state_bytes(&settings.optim, &settings.optim_args)?, slice)?;
+    let memory =
+        tuned(model).memory_plan(state_bytes(&settings.optim, &settings.optim_args)?, slice)?;
     let speed = probe::speed(model, rows, &setup.settings, &plan)?;
     Ok(json!({
         "method": setup.method.name(),
         "rows": rows.n_rows(),
         "longest_row": rows.longest(),
-        "eval_rows": eval.map(|rows| rows.n_rows()),
+        "eval_rows": load.n_eval,
         "steps": plan.total_steps,
         "steps_per_epoch": plan.steps_per_epoch,
         "epochs": epochs,
         "warmup_steps": setup.settings.warmup(plan.total_steps),
         "tokens": n_tokens.round() as u64,
-        "scored_tokens": (rows.n_scored() as f64 * epochs).round() as u64,
-        "trained_parameters": model.params.n_elements(),
+        "scored_tokens": (load.n_scored as f64 * epochs).round() as u64,
+        "trained_parameters": model.params().n_elements(),
         "planned_bytes": memory.total(),
         "planned_items": train_memory::items(&memory),
         "probe_peak_bytes": peak_bytes(),

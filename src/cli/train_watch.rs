@@ -3,6 +3,7 @@
 
 use super::terminal::{Log, human_bytes};
 use crate::train::metrics::{EvalLine, StepLine};
+use crate::train::report::accuracy_name;
 use crate::train::watch::Watch;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
@@ -75,11 +76,12 @@ impl Watch for Screen {
     }
 
     fn evaluated(&mut self, line: &EvalLine) {
+        let ppl = line.eval_ppl.map_or(String::new(), |ppl| format!("perplexity {ppl:.3}, "));
         self.say(&format!(
-            "step {}: evaluation loss {:.4}, perplexity {:.3}, next-token accuracy {:.1} %",
+            "step {}: evaluation loss {:.4}, {ppl}{} {:.1} %",
             line.step,
             line.eval_loss,
-            line.eval_ppl,
+            accuracy_name(line.eval_ppl.is_some()),
             100.0 * line.eval_accuracy
         ));
     }

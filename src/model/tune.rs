@@ -1,7 +1,7 @@
 //! A model whose weights or adapter are trained: parameters, one pass over packed rows with
 //! gradients, and what it writes in the end.
 
-use crate::autograd::{Cx, Dropout, Mode, Var, checkpoint, sweep};
+use crate::autograd::{Cx, Dropout, Mode, NodeId, Var, checkpoint, sweep};
 use crate::error::{Error, Result};
 use crate::format::peft::Target;
 use crate::kernels::Cpu;
@@ -13,7 +13,7 @@ use crate::model::config::Config;
 use crate::model::rope::{Frequencies, append_angles, clear_angles};
 use crate::model::weights::{Block, Weights};
 use crate::ops;
-use crate::tensor::{DType, Grads, Params, Pool};
+use crate::tensor::{DType, Grads, Matrix, Params, Pool};
 use crate::text::TextParts;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,6 +60,8 @@ pub struct Slice<'a> {
     pub labels: &'a [Option<u32>],
     /// Lengths of the sequences, which do not see each other; their sum is the number of ids.
     pub spans: &'a [usize],
+    /// The instance that each sequence comes from, for losses that know more of it; may be empty.
+    pub sources: &'a [u32],
 }
 
 /// A model in training.
@@ -90,6 +92,11 @@ impl TuneModel {
         &self.cpu
     }
 
+    /// Whether an adapter is trained, and not the weights.
+    pub fn has_adapter(&self) -> bool {
+        self.adapter.is_some()
+    }
+
     /// Bytes of memory that activations and kernels have reserved so far.
     pub fn working_bytes(&self) -> usize {
         self.pool.bytes() + self.scratch.bytes()
@@ -106,52 +113,104 @@ impl TuneModel {
         grads: Option<(&mut Grads, f32)>,
         dropout: Dropout,
     ) -> Result<SliceLoss> {
-        self.check(slice)?;
-        self.pool.expect_rows(slice.ids.len());
-        let scored: Vec<usize> =
-            (0..slice.ids.len()).filter(|&i| slice.labels[i].is_some()).collect();
+        let (scored, labels) = self.scored(slice)?;
         if scored.is_empty() {
             return Ok(SliceLoss::default());
         }
-        let labels: Vec<Option<u32>> = scored.iter().map(|&i| slice.labels[i]).collect();
+        let labels: Vec<Option<u32>> = labels.into_iter().map(Some).collect();
+        let (grads, scale) = grads.map_or((None, 0.0), |(grads, scale)| (Some(grads), scale));
+        let (mut cx, h, head) = self.hidden(slice, scored, grads.map(|g| (g, dropout)), true)?;
+        let (loss, node) = ops::cross_entropy(&mut cx, &h, head, &labels, scale)?;
+        drop(h);
+        // The loss's derivative with respect to itself is already in what the node keeps.
+        sweep_from(&mut cx, node)?;
+        Ok(loss)
+    }
+
+    /// Logarithms of the probabilities of the labels, in the order of their positions. Without
+    /// `adapters` those of the model under the adapter.
+    ///
+    /// # Errors
+    /// As [`TuneModel::run`].
+    pub fn log_probs(&mut self, slice: &Slice<'_>, adapters: bool) -> Result<Vec<f32>> {
+        let (scored, labels) = self.scored(slice)?;
+        if scored.is_empty() {
+            return Ok(vec![]);
+        }
+        let (mut cx, h, head) = self.hidden(slice, scored, None, adapters)?;
+        ops::log_probs(&mut cx, &h, head, &labels)
+    }
+
+    /// Adds to `grads` the gradient of any loss that is a function of the labels' log-probabilities:
+    /// `objective` is given these and returns the loss's derivatives with respect to them.
+    ///
+    /// # Errors
+    /// As [`TuneModel::run`].
+    ///
+    /// # Panics
+    /// When `objective` returns another number of derivatives.
+    pub fn run_log_probs(
+        &mut self,
+        slice: &Slice<'_>,
+        grads: &mut Grads,
+        dropout: Dropout,
+        objective: &mut dyn FnMut(&[f32]) -> Vec<f32>,
+    ) -> Result<()> {
+        let (scored, labels) = self.scored(slice)?;
+        if scored.is_empty() {
+            objective(&[]);
+            return Ok(());
+        }
+        let (mut cx, h, head) = self.hidden(slice, scored, Some((grads, dropout)), true)?;
+        let log_probs = ops::log_probs(&mut cx, &h, head, &labels)?;
+        let d = objective(&log_probs);
+        assert_eq!(d.len(), labels.len(), "a derivative a label");
+        let node = ops::log_probs_backward(&mut cx, &h, head, &labels, &d)?;
+        drop(h);
+        sweep_from(&mut cx, node)
+    }
+
+    /// Positions with a label, and the labels.
+    fn scored(&self, slice: &Slice<'_>) -> Result<(Vec<usize>, Vec<u32>)> {
+        self.check(slice)?;
+        let labels = slice.labels.iter().enumerate();
+        Ok(labels.filter_map(|(at, label)| Some((at, (*label)?))).unzip())
+    }
+
+    /// The rows `keep` of what the head reads, the context that they were computed in, and the
+    /// head's matrix. The tape is on where there are gradients.
+    fn hidden<'a>(
+        &'a mut self,
+        slice: &Slice<'_>,
+        keep: Vec<usize>,
+        grads: Option<(&'a mut Grads, Dropout)>,
+        adapters: bool,
+    ) -> Result<(Cx<'a, 'a>, Var<'a>, &'a Matrix)> {
+        self.pool.expect_rows(slice.ids.len());
         let angles = Arc::new(self.rotations(slice.spans));
-        let config = &self.config;
-        let pass = Pass {
-            shape: Shape::of(config),
-            angles,
-            spans: slice.spans.into(),
-            keep: scored.into(),
-        };
-        let mode = Mode::Train(self.options.precision);
-        let mut cx = Cx::new(&self.cpu, &self.pool, &self.params, &mut self.scratch, mode);
-        let mut scale = 0.0;
-        if let Some((grads, factor)) = grads {
+        let TuneModel { config, options, weights, cpu, pool, params, scratch, .. } = self;
+        let shape = Shape::of(config);
+        let pass = Pass { shape, angles, spans: slice.spans.into(), keep: keep.into() };
+        let mode = Mode::Train(options.precision);
+        let mut cx = Cx::new(cpu, pool, params, scratch, mode);
+        cx.adapters = adapters;
+        if let Some((grads, dropout)) = grads {
             cx.record(grads);
             cx.dropout = Some(dropout);
-            scale = factor;
         }
-        let mut x = ops::embedding(&mut cx, &self.weights.tok_emb, slice.ids)?;
-        let last = self.weights.blocks.len().wrapping_sub(1);
-        for (layer, block) in self.weights.blocks.iter().enumerate() {
+        let mut x = ops::embedding(&mut cx, &weights.tok_emb, slice.ids)?;
+        let last = weights.blocks.len().wrapping_sub(1);
+        for (layer, block) in weights.blocks.iter().enumerate() {
             let is_last = layer == last;
-            x = if self.options.gradient_checkpointing {
+            x = if options.gradient_checkpointing {
                 let pass = pass.clone();
                 checkpoint(&mut cx, x, Box::new(move |cx, x| pass.block(cx, block, x, is_last)))?
             } else {
                 pass.block(&mut cx, block, x, is_last)?
             };
         }
-        let h = ops::rms_norm(&mut cx, &x, &self.weights.out_norm, config.norm_eps);
-        drop(x);
-        let head = &self.weights.lm_head.w;
-        let (loss, node) = ops::cross_entropy(&mut cx, &h, head, &labels, scale)?;
-        drop(h);
-        if let Some(node) = node {
-            // The loss's derivative with respect to itself is already in what the node keeps.
-            let one = cx.take_f32(1, 1);
-            sweep(&mut cx, vec![(node, one)])?;
-        }
-        Ok(loss)
+        let h = ops::rms_norm(&mut cx, &x, &weights.out_norm, config.norm_eps);
+        Ok((cx, h, &weights.lm_head.w))
     }
 
     fn check(&self, slice: &Slice<'_>) -> Result<()> {
@@ -193,6 +252,15 @@ impl TuneModel {
             Precision::Bf16 => DType::Bf16,
         }
     }
+}
+
+/// Runs the tape backward from the head's node.
+fn sweep_from(cx: &mut Cx<'_, '_>, node: Option<NodeId>) -> Result<()> {
+    if let Some(node) = node {
+        let one = cx.take_f32(1, 1);
+        sweep(cx, vec![(node, one)])?;
+    }
+    Ok(())
 }
 
 /// What all blocks of a pass share.

@@ -257,11 +257,9 @@ fn linear_of(block: &mut Block, target: Target) -> &mut Linear {
 fn attach(weights: &mut Weights, params: &mut Params, file: &AdapterFile) {
     let r = file.spec.r;
     for (index, pair) in file.pairs.iter().enumerate() {
-        let path = pair.target.hf_name();
-        let prefix = format!("base_model.model.model.layers.{}.{path}", pair.layer);
         let mut push = |half: &str, shape: [usize; 2], values: &[f32]| {
             params.push(Param {
-                name: format!("{prefix}.lora_{half}.weight"),
+                name: pair.target.key(pair.layer, half),
                 shape: shape.to_vec(),
                 decay: true,
                 value: Buffer::from_slice(values),
@@ -270,8 +268,8 @@ fn attach(weights: &mut Weights, params: &mut Params, file: &AdapterFile) {
         };
         let linear = linear_of(&mut weights.blocks[pair.layer], pair.target);
         let (n, k) = (linear.w.n, linear.w.k);
-        let a = Matrix { n: r, k, data: MatrixData::Param(push("A", [r, k], &pair.a)) };
-        let b = Matrix { n, k: r, data: MatrixData::Param(push("B", [n, r], &pair.b)) };
+        let a = Matrix { n: r, k, data: MatrixData::Param(push("lora_A", [r, k], &pair.a)) };
+        let b = Matrix { n, k: r, data: MatrixData::Param(push("lora_B", [n, r], &pair.b)) };
         let (scale, dropout) = (file.spec.scale(), file.spec.dropout);
         linear.loras.push(Lora { a, b, scale, dropout, key: index as u64 + 1 });
     }

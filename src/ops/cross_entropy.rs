@@ -42,15 +42,72 @@ pub fn cross_entropy<'w>(
     labels: &[Option<u32>],
     scale: f32,
 ) -> Result<(Loss, Option<NodeId>)> {
+    let mut loss = Loss::default();
+    let factors = cx.is_recording().then(|| vec![scale; labels.len()]);
+    let node = scores(cx, x, head, labels, factors.as_deref(), &mut |row, nll, correct| {
+        let has_label = labels[row].is_some();
+        loss.nll += f64::from(nll);
+        loss.scored += usize::from(has_label);
+        loss.correct += usize::from(has_label && correct);
+    })?;
+    Ok((loss, node))
+}
+
+/// Logarithms of the probabilities that `x` [m, dim] gives the labels through `head`; nothing is
+/// recorded.
+///
+/// # Errors
+/// As [`cross_entropy`].
+pub fn log_probs<'w>(
+    cx: &mut Cx<'_, 'w>,
+    x: &Var<'w>,
+    head: &'w Matrix,
+    labels: &[u32],
+) -> Result<Vec<f32>> {
+    let labels: Vec<Option<u32>> = labels.iter().map(|&label| Some(label)).collect();
+    let mut out = vec![0.0; labels.len()];
+    scores(cx, x, head, &labels, None, &mut |row, nll, _| out[row] = -nll)?;
+    Ok(out)
+}
+
+/// The node through which the derivatives `d` of a loss with respect to [`log_probs`] flow into `x`
+/// and `head`; [`crate::autograd::sweep`] is to start from it with 1 [1, 1]. The logits are computed
+/// again: `d` depends on all of them, and they are too large to keep.
+///
+/// # Errors
+/// As [`cross_entropy`].
+pub fn log_probs_backward<'w>(
+    cx: &mut Cx<'_, 'w>,
+    x: &Var<'w>,
+    head: &'w Matrix,
+    labels: &[u32],
+    d: &[f32],
+) -> Result<Option<NodeId>> {
+    let labels: Vec<Option<u32>> = labels.iter().map(|&label| Some(label)).collect();
+    // The kernel differentiates the negative logarithm.
+    let factors: Vec<f32> = d.iter().map(|d| -d).collect();
+    scores(cx, x, head, &labels, Some(&factors), &mut |_, _, _| ())
+}
+
+/// Scores all rows, chunk by chunk: `each(row, nll, whether the label was the likeliest)`. With
+/// `factors` and the tape on, the derivatives of `factor * nll` flow.
+fn scores<'w>(
+    cx: &mut Cx<'_, 'w>,
+    x: &Var<'w>,
+    head: &'w Matrix,
+    labels: &[Option<u32>],
+    factors: Option<&[f32]>,
+    each: &mut dyn FnMut(usize, f32, bool),
+) -> Result<Option<NodeId>> {
     let [m, dim] = x.rows.dims2();
     assert_eq!(m, labels.len(), "a label a row");
     let param = head.param();
-    let wants_dx = cx.is_recording() && x.node.is_some();
-    let wants_grad = cx.is_recording() && (wants_dx || param.is_some());
+    let factors = factors.filter(|_| cx.is_recording());
+    let wants_dx = factors.is_some() && x.node.is_some();
+    let factors = factors.filter(|_| wants_dx || param.is_some());
     let precision = cx.precision();
     let chunk = chunk_rows(head.n).min(m.max(1));
     let mut dx = wants_dx.then(|| cx.take_f32(m, dim));
-    let mut loss = Loss::default();
     let (mut logits, mut scores) = (cx.take_f32(chunk, head.n), cx.take_f32(chunk, SCORES));
     for first in (0..m).step_by(chunk) {
         let rows = first..(first + chunk).min(m);
@@ -61,11 +118,10 @@ pub fn cross_entropy<'w>(
         let scores = &mut scores.f32_mut()[..n * SCORES];
         let w = weight(head, cx.params)?.t();
         gemm(cx.cpu, cx.scratch, precision, FloatsMut::F32(logits), false, 1.0, x(), w);
-        score(cx.cpu, logits, scores, &labels[rows.clone()], wants_grad.then_some(scale));
-        for (score, label) in scores.chunks_exact(SCORES).zip(&labels[rows]) {
-            loss.nll += f64::from(score[0]);
-            loss.scored += usize::from(label.is_some());
-            loss.correct += usize::from(label.is_some() && score[1] == 1.0);
+        let factors = factors.map(|factors| &factors[rows.clone()]);
+        score(cx.cpu, logits, scores, &labels[rows.clone()], factors);
+        for (score, row) in scores.chunks_exact(SCORES).zip(rows) {
+            each(row, score[0], score[1] == 1.0);
         }
         let dlogits = || Factor::plain(Floats::F32(logits), n, head.n);
         if let Some(dx) = &mut dx {
@@ -73,16 +129,15 @@ pub fn cross_entropy<'w>(
             let w = weight(head, cx.params)?;
             gemm(cx.cpu, cx.scratch, precision, dx, false, 1.0, dlogits(), w);
         }
-        if let (Some(id), true, Some(grads)) = (param, wants_grad, cx.grads.as_deref_mut()) {
+        if let (Some(id), true, Some(grads)) = (param, factors.is_some(), cx.grads.as_deref_mut()) {
             let dw = FloatsMut::F32(grads.get_mut(id));
             gemm(cx.cpu, cx.scratch, precision, dw, true, 1.0, dlogits().t(), x());
         }
     }
-    let node = match (x.node, dx) {
+    Ok(match (x.node, dx) {
         (Some(x), Some(dx)) => cx.push(CrossEntropy { x, dx }),
         _ => None,
-    };
-    Ok((loss, node))
+    })
 }
 
 struct CrossEntropy {

@@ -23,6 +23,11 @@ impl Linear {
         Linear { w, bias, loras: Vec::new() }
     }
 
+    /// The adapters that take part in a pass.
+    fn active(&self, cx: &Cx<'_, '_>) -> &[Lora] {
+        if cx.adapters { &self.loras } else { &[] }
+    }
+
     /// Whether its weight, its bias or an adapter is trained.
     fn is_trained(&self) -> bool {
         self.w.param().is_some()
@@ -50,7 +55,8 @@ pub fn last_linear<'w>(cx: &mut Cx<'_, 'w>, x: &Var<'w>, layer: &'w Linear) -> R
         return linear(cx, x, layer);
     }
     let out = cx.take(x.rows.rows(), layer.w.n);
-    let us = layer.loras.iter().map(|lora| lora.inner(cx, &x.rows)).collect::<Result<_>>()?;
+    let loras = layer.active(cx).iter();
+    let us = loras.map(|lora| lora.inner(cx, &x.rows)).collect::<Result<_>>()?;
     let node = record(cx, x, layer, us);
     Ok(Var::new(out, node))
 }
@@ -119,7 +125,7 @@ fn serve(
         if let Some(bias) = &layer.bias {
             rows::add_bias_acc(cx.cpu, out.floats_mut(), bias.values(cx.params));
         }
-        for lora in &layer.loras {
+        for lora in layer.active(cx) {
             lora.serve(cx, out, x, exact)?;
         }
     }
@@ -139,7 +145,7 @@ fn train<'w>(
         rows::add_bias_acc(cx.cpu, out.floats_mut(), bias.values(cx.params));
     }
     let mut us = Vec::new();
-    for lora in &layer.loras {
+    for lora in layer.active(cx) {
         let u = lora.inner(cx, &x.rows)?;
         lora.add(cx, out, &u)?;
         if cx.is_recording() {

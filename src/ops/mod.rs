@@ -17,7 +17,7 @@ mod swiglu;
 
 pub use add::add;
 pub use attention::{CachedRows, Heads, attention, attention_cached};
-pub use cross_entropy::{Loss, chunk_rows, cross_entropy};
+pub use cross_entropy::{Loss, chunk_rows, cross_entropy, log_probs, log_probs_backward};
 pub use embedding::embedding;
 pub use linear::{Linear, last_linear, linear, linears};
 pub use lora::Lora;

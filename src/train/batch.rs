@@ -25,6 +25,8 @@ pub struct Packed {
     pub labels: Vec<Option<u32>>,
     /// Lengths of the documents.
     pub spans: Vec<usize>,
+    /// The instances of the rows, in order.
+    pub sources: Vec<u32>,
 }
 
 impl Packed {
@@ -33,6 +35,7 @@ impl Packed {
         let mut packed = Packed::default();
         for row in rows {
             packed.ids.extend_from_slice(&row.ids);
+            packed.sources.extend_from_slice(&row.source);
             let mut rest = row.labels.as_slice();
             for &len in &row.spans {
                 let (document, after) = rest.split_at((len as usize).min(rest.len()));
@@ -50,7 +53,8 @@ impl Packed {
 
     /// As the model takes it.
     pub fn slice(&self) -> Slice<'_> {
-        Slice { ids: &self.ids, labels: &self.labels, spans: &self.spans }
+        let Packed { ids, labels, spans, sources } = self;
+        Slice { ids, labels, spans, sources }
     }
 
     /// Positions whose next token is scored.
@@ -76,28 +80,31 @@ fn mix(value: u64) -> u64 {
 /// Loss of a whole step or evaluation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Total {
-    /// Summed negative log-likelihood, in nats.
-    pub nll: f64,
+    /// Sum of the losses of all units: of tokens negative log-likelihoods, in nats.
+    pub sum: f64,
+    /// What the loss is a mean over: scored tokens, or pairs.
+    pub n_units: usize,
+    /// Units that the model got right: tokens that were the likeliest.
+    pub n_correct: usize,
     /// Scored tokens.
     pub n_scored: usize,
-    /// Scored tokens that were the likeliest.
-    pub n_correct: usize,
     /// All tokens.
     pub n_tokens: usize,
 }
 
 impl Total {
-    /// Adds a slice of `n_tokens` tokens.
-    pub fn add(&mut self, loss: &SliceLoss, n_tokens: usize) {
-        self.nll += loss.nll;
-        self.n_scored += loss.scored;
+    /// Adds a slice.
+    pub fn add(&mut self, loss: &SliceLoss, packed: &Packed) {
+        self.sum += loss.nll;
+        self.n_units += loss.scored;
         self.n_correct += loss.correct;
-        self.n_tokens += n_tokens;
+        self.n_scored += packed.n_scored();
+        self.n_tokens += packed.ids.len();
     }
 
-    /// Mean negative log-likelihood of a scored token.
+    /// Mean loss of a unit.
     pub fn loss(&self) -> f64 {
-        self.nll / self.n_scored as f64
+        self.sum / self.n_units as f64
     }
 }
 
@@ -125,17 +132,17 @@ pub fn accumulate<M: Trainee>(
     step: usize,
 ) -> Result<Total> {
     let packed: Vec<Vec<Packed>> = micros.iter().map(|rows| pack(rows, budget)).collect();
-    let n_scored: usize = packed.iter().flatten().map(Packed::n_scored).sum();
-    if n_scored == 0 {
+    let n_units: usize = packed.iter().flatten().map(|one| model.units(&one.slice())).sum();
+    if n_units == 0 {
         let what = "no scored token in the whole step, wanted at least one".to_owned();
         return Err(Error::Data { place: format!("step {}", step + 1), what });
     }
-    let scale = 1.0 / n_scored as f32;
+    let scale = 1.0 / n_units as f32;
     let mut total = Total::default();
     let mut dropout = Dropout { key: dropout_key(seed, step), ..Dropout::default() };
     for one in packed.iter().flatten() {
         let loss = model.run(&one.slice(), Some((&mut *grads, scale)), dropout)?;
-        total.add(&loss, one.ids.len());
+        total.add(&loss, one);
         if !loss.nll.is_finite() {
             // The rest of the step would only take time.
             return Ok(total);

@@ -25,7 +25,7 @@ pub fn evaluate<M: Trainee>(
         if row.is_none() || n_held + len > budget {
             for packed in pack(&held, budget) {
                 let loss = model.run(&packed.slice(), None, Dropout::default())?;
-                total.add(&loss, packed.ids.len());
+                total.add(&loss, &packed);
             }
             held.clear();
             n_held = 0;
@@ -36,7 +36,7 @@ pub fn evaluate<M: Trainee>(
         n_held += len;
         held.extend(row);
     }
-    if total.n_scored == 0 {
+    if total.n_units == 0 {
         let what = "no scored token, wanted at least one".to_owned();
         return Err(Error::Data { place: "evaluation set".to_owned(), what });
     }

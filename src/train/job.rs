@@ -26,6 +26,29 @@ pub trait Rows {
     fn place(&self, instance: u32) -> String;
 }
 
+/// SHA-256 of rows, and of `more` that belongs to them, in hexadecimal.
+///
+/// # Errors
+/// The first row that cannot be read.
+pub fn digest(
+    rows: impl Iterator<Item = Result<Row>>,
+    more: impl Iterator<Item = u8>,
+) -> Result<String> {
+    let (mut hash, mut bytes) = (Sha256::new(), vec![]);
+    for row in rows {
+        let row = row?;
+        bytes.clear();
+        // The number of documents first, so that no two lists of rows give the same bytes.
+        let n_spans = row.spans.len() as u32;
+        let words = std::iter::once(&n_spans).chain(&row.spans).chain(&row.ids);
+        bytes.extend(words.flat_map(|word| word.to_le_bytes()));
+        bytes.extend(row.labels.iter().flat_map(|label| label.to_le_bytes()));
+        hash.update(&bytes);
+    }
+    hash.update(more.collect::<Vec<u8>>());
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// Rows on disk, looked through once.
 pub struct Measured {
     rows: RowSet,
@@ -40,19 +63,13 @@ impl Measured {
     /// # Errors
     /// Rows that cannot be read.
     pub fn new(rows: RowSet) -> Result<Measured> {
-        let (mut hash, mut longest, mut bytes) = (Sha256::new(), 0, vec![]);
-        for index in 0..rows.len() {
+        let mut longest = 0;
+        let read = |index| {
             let row = rows.row(index)?;
             longest = longest.max(row.ids.len());
-            bytes.clear();
-            // The number of documents first, so that no two lists of rows give the same bytes.
-            let n_spans = row.spans.len() as u32;
-            let words = std::iter::once(&n_spans).chain(&row.spans).chain(&row.ids);
-            bytes.extend(words.flat_map(|word| word.to_le_bytes()));
-            bytes.extend(row.labels.iter().flat_map(|label| label.to_le_bytes()));
-            hash.update(&bytes);
-        }
-        let digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            Ok(row)
+        };
+        let digest = digest((0..rows.len()).map(read), std::iter::empty())?;
         Ok(Measured { rows, longest, digest })
     }
 
@@ -168,7 +185,7 @@ impl Outcome {
             "tokens_seen": n_tokens,
             "eval_loss": self.eval.as_ref().map(|line| line.eval_loss),
             "eval_accuracy": self.eval.as_ref().map(|line| line.eval_accuracy),
-            "eval_ppl": self.eval.as_ref().map(|line| line.eval_ppl),
+            "eval_ppl": self.eval.as_ref().and_then(|line| line.eval_ppl),
             "best_step": best.seen.map(|seen| seen.step),
             "best_eval_loss": best.seen.map(|seen| seen.loss),
             "seconds": self.seconds,

@@ -2,6 +2,7 @@
 //! comes. The file's length at a checkpoint is kept there, so that a resumed run drops the lines
 //! of the steps that it takes again.
 
+use super::trainee::Measures;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -18,7 +19,8 @@ pub struct StepLine {
     pub step: usize,
     /// Passes over the data, with the fraction of the present one.
     pub epoch: f64,
-    /// Mean negative log-likelihood of a scored token, in nats, before the update.
+    /// Mean loss of a unit before the update: of a scored token its negative log-likelihood, in
+    /// nats.
     pub loss: f64,
     /// Learning rate of this update.
     pub lr: f64,
@@ -30,6 +32,9 @@ pub struct StepLine {
     pub tok_per_s: f64,
     /// Most memory that the process has held so far; unknown on some systems.
     pub peak_bytes: Option<u64>,
+    /// What else the model measures.
+    #[serde(flatten)]
+    pub measures: Measures,
 }
 
 /// One pass over the evaluation set.
@@ -37,14 +42,18 @@ pub struct StepLine {
 pub struct EvalLine {
     /// Steps done before it.
     pub step: usize,
-    /// Mean negative log-likelihood of a scored token, in nats.
+    /// Mean loss of a unit: of a scored token its negative log-likelihood, in nats.
     pub eval_loss: f64,
-    /// Share of scored tokens that were the likeliest.
+    /// Share of units that were right: of scored tokens those that were the likeliest.
     pub eval_accuracy: f64,
-    /// `exp(eval_loss)`.
-    pub eval_ppl: f64,
+    /// `exp(eval_loss)`, where that is a perplexity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_ppl: Option<f64>,
     /// Scored tokens.
     pub eval_tokens: usize,
+    /// What else the model measures, `eval_` before the name.
+    #[serde(flatten)]
+    pub measures: Measures,
 }
 
 /// A line of the file.
@@ -144,12 +153,19 @@ mod tests {
             tokens: 44,
             tok_per_s: 100.0,
             peak_bytes: Some(1 << 20),
+            measures: Measures::new(),
         })
     }
 
     fn eval(step: usize) -> Line {
-        let (eval_loss, eval_ppl) = (1.0, std::f64::consts::E);
-        Line::Eval(EvalLine { step, eval_loss, eval_accuracy: 0.5, eval_ppl, eval_tokens: 7 })
+        Line::Eval(EvalLine {
+            step,
+            eval_loss: 1.0,
+            eval_accuracy: 0.5,
+            eval_ppl: Some(std::f64::consts::E),
+            eval_tokens: 7,
+            measures: Measures::from([("eval_margin".into(), 0.25)]),
+        })
     }
 
     #[test]
@@ -167,7 +183,8 @@ mod tests {
         let wanted =
             ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "tok_per_s", "peak_bytes"];
         assert_eq!(keys(&step(1)), wanted);
-        let wanted = ["step", "eval_loss", "eval_accuracy", "eval_ppl", "eval_tokens"];
+        let wanted =
+            ["step", "eval_loss", "eval_accuracy", "eval_ppl", "eval_tokens", "eval_margin"];
         assert_eq!(keys(&eval(1)), wanted);
     }
 

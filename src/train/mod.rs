@@ -28,9 +28,9 @@ pub mod trainee;
 pub mod trainer;
 pub mod watch;
 
-pub use batch::budget;
+pub use batch::{Packed, budget};
 pub use job::{End, Job, Outcome, Rows};
-pub use plan::{Length, Plan};
+pub use plan::{Length, Plan, slices};
 pub use settings::Settings;
 pub use trainee::Trainee;
 pub use trainer::train;

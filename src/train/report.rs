@@ -102,6 +102,8 @@ fn headline(steps: &[&StepLine], evals: &[&EvalLine]) -> String {
 }
 
 fn charts(steps: &[&StepLine], evals: &[&EvalLine]) -> Vec<Chart> {
+    let scores_tokens = evals.iter().all(|line| line.eval_ppl.is_some())
+        && steps.iter().all(|line| line.measures.is_empty());
     let of_step = |value: fn(&StepLine) -> f64| -> Vec<(f64, f64)> {
         steps.iter().map(|line| (line.step as f64, value(line))).collect()
     };
@@ -110,12 +112,14 @@ fn charts(steps: &[&StepLine], evals: &[&EvalLine]) -> Vec<Chart> {
     };
     let line = |name, class, points| Series { name, class, marked: false, points };
     let marked = |name, class, points| Series { name, class, marked: true, points };
+    let ppl: Vec<(f64, f64)> =
+        evals.iter().filter_map(|line| Some((line.step as f64, line.eval_ppl?))).collect();
     let loss = of_step(|line| line.loss);
     let smooth = smoothed(&loss);
-    vec![
+    let mut charts = vec![
         Chart {
-            title: "Loss",
-            y_label: "nats per token",
+            title: "Loss".into(),
+            y_label: if scores_tokens { "nats per token" } else { "loss" },
             series: vec![
                 line("each step", "faint", loss),
                 line("smoothed", "one", smooth),
@@ -123,31 +127,55 @@ fn charts(steps: &[&StepLine], evals: &[&EvalLine]) -> Vec<Chart> {
             ],
         },
         Chart {
-            title: "Evaluation: next-token accuracy",
+            title: format!("Evaluation: {}", accuracy_name(scores_tokens)),
             y_label: "%",
             series: vec![marked("accuracy", "two", of_eval(|line| 100.0 * line.eval_accuracy))],
         },
         Chart {
-            title: "Evaluation: perplexity",
+            title: "Evaluation: perplexity".into(),
             y_label: "perplexity",
-            series: vec![marked("perplexity", "two", of_eval(|line| line.eval_ppl))],
+            series: vec![marked("perplexity", "two", ppl)],
         },
         Chart {
-            title: "Learning rate",
+            title: "Learning rate".into(),
             y_label: "rate",
             series: vec![line("rate of the update", "one", of_step(|line| line.lr))],
         },
         Chart {
-            title: "Gradient norm",
+            title: "Gradient norm".into(),
             y_label: "L2 norm",
             series: vec![line("before clipping", "one", of_step(|line| line.grad_norm))],
         },
         Chart {
-            title: "Speed",
+            title: "Speed".into(),
             y_label: "tokens per second",
             series: vec![line("each step", "one", of_step(|line| line.tok_per_s))],
         },
-    ]
+    ];
+    charts.splice(3..3, measures(steps, evals));
+    charts
+}
+
+/// What the model measures beside the loss, a chart each.
+fn measures(steps: &[&StepLine], evals: &[&EvalLine]) -> Vec<Chart> {
+    let names = steps.first().map(|line| line.measures.keys()).into_iter().flatten();
+    let chart = |name: &String| {
+        let at = |step: usize, value: Option<&f64>| Some((step as f64, *value?));
+        let of_eval = format!("eval_{name}");
+        let steps = steps.iter().filter_map(|l| at(l.step, l.measures.get(name))).collect();
+        let evals = evals.iter().filter_map(|l| at(l.step, l.measures.get(&of_eval))).collect();
+        let series = vec![
+            Series { name: "each step", class: "one", marked: false, points: steps },
+            Series { name: "evaluation", class: "two", marked: true, points: evals },
+        ];
+        Chart { title: name.replace('_', " "), y_label: "mean", series }
+    };
+    names.map(chart).collect()
+}
+
+/// What is right or wrong about a unit.
+pub fn accuracy_name(scores_tokens: bool) -> &'static str {
+    if scores_tokens { "next-token accuracy" } else { "accuracy" }
 }
 
 /// Exponential mean, begun without bias: the weights of what came so far are made to sum to one.
@@ -181,8 +209,11 @@ fn results(steps: &[&StepLine], evals: &[&EvalLine]) -> Vec<(String, String)> {
     if let Some(best) = best {
         row("best evaluation loss", number(rounded(best.eval_loss)));
         row("at step", best.step.to_string());
-        row("its perplexity", number(rounded(best.eval_ppl)));
-        row("its next-token accuracy", format!("{:.1} %", 100.0 * best.eval_accuracy));
+        if let Some(ppl) = best.eval_ppl {
+            row("its perplexity", number(rounded(ppl)));
+        }
+        let name = accuracy_name(best.eval_ppl.is_some());
+        row(&format!("its {name}"), format!("{:.1} %", 100.0 * best.eval_accuracy));
     }
     rows
 }
@@ -206,6 +237,7 @@ fn table(title: &str, rows: &[(String, String)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::trainee::Measures;
 
     fn step(step: usize, loss: f64) -> Line {
         Line::Step(StepLine {
@@ -217,6 +249,7 @@ mod tests {
             tokens: 10,
             tok_per_s: 100.0,
             peak_bytes: Some(5 << 20),
+            measures: Measures::new(),
         })
     }
 
@@ -225,8 +258,9 @@ mod tests {
             step,
             eval_loss: loss,
             eval_accuracy: 0.25,
-            eval_ppl: loss.exp(),
+            eval_ppl: Some(loss.exp()),
             eval_tokens: 9,
+            measures: Measures::new(),
         })
     }
 

@@ -28,7 +28,7 @@ pub struct Series {
 /// A chart; series without points are left out.
 pub struct Chart {
     /// Heading.
-    pub title: &'static str,
+    pub title: String,
     /// What y is, with its unit.
     pub y_label: &'static str,
     /// The curves, drawn in this order.
@@ -47,14 +47,14 @@ pub fn chart(chart: &Chart) -> String {
     let x_of = |x: f64| LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT);
     let y_of = |y: f64| HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM);
 
-    let mut out = format!("<figure>\n<figcaption>{}", escape(chart.title));
+    let mut out = format!("<figure>\n<figcaption>{}", escape(&chart.title));
     for one in &series {
         let _ = write!(out, " <span class=\"key {}\">{}</span>", one.class, escape(one.name));
     }
     let _ = writeln!(
         out,
         "</figcaption>\n<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">",
-        escape(chart.title)
+        escape(&chart.title)
     );
     let (right, foot) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
     for tick in &y_ticks {
@@ -263,6 +263,6 @@ mod tests {
     #[test]
     fn a_chart_without_points_is_nothing() {
         let series = Series { name: "a", class: "a", marked: false, points: vec![] };
-        assert_eq!(chart(&Chart { title: "t", y_label: "y", series: vec![series] }), "");
+        assert_eq!(chart(&Chart { title: "t".into(), y_label: "y", series: vec![series] }), "");
     }
 }

@@ -5,7 +5,11 @@ use crate::error::Result;
 use crate::kernels::Cpu;
 use crate::model::tune::{Slice, SliceLoss, TuneModel};
 use crate::tensor::{Grads, Params};
+use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Numbers beside the loss, means over units.
+pub type Measures = BTreeMap<String, f64>;
 
 /// A model with parameters that can be trained.
 pub trait Trainee {
@@ -26,6 +30,18 @@ pub trait Trainee {
         grads: Option<(&mut Grads, f32)>,
         dropout: Dropout,
     ) -> Result<SliceLoss>;
+    /// How many losses the mean over these rows is taken of: as many as [`Trainee::run`] scores.
+    fn units(&self, slice: &Slice<'_>) -> usize {
+        slice.labels.iter().flatten().count()
+    }
+    /// Whether a unit's loss is the negative log-likelihood of a token.
+    fn scores_tokens(&self) -> bool {
+        true
+    }
+    /// What the passes since the last call measured beside their loss, by name.
+    fn measures(&mut self) -> Measures {
+        Measures::new()
+    }
     /// Writes the model, or the adapter, into an empty directory.
     ///
     /// # Errors

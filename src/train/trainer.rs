@@ -169,7 +169,7 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
         self.grads.clear();
         let model = &mut *self.job.model;
         let total = accumulate(model, &micros, &mut self.grads, budget, settings.seed, step)?;
-        self.insist("the loss", total.nll, &micros)?;
+        self.insist("the loss", total.sum, &micros)?;
         let norm = global_norm(self.job.model.cpu(), &self.grads);
         self.insist("the gradient's norm", norm, &micros)?;
 
@@ -201,6 +201,7 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
             tokens: total.n_scored,
             tok_per_s: total.n_tokens as f64 / start.elapsed().as_secs_f64().max(1e-9),
             peak_bytes: peak_bytes(),
+            measures: self.job.model.measures(),
         };
         self.metrics.append(&Line::Step(line.clone()))?;
         self.watch.step(&line);
@@ -244,12 +245,14 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
             let batch = "the evaluation set".to_owned();
             return Err(self.not_finite(step, "the evaluation loss", loss, batch));
         }
+        let measures = self.job.model.measures().into_iter();
         let line = EvalLine {
             step,
             eval_loss: loss,
-            eval_accuracy: total.n_correct as f64 / total.n_scored as f64,
-            eval_ppl: loss.exp(),
+            eval_accuracy: total.n_correct as f64 / total.n_units as f64,
+            eval_ppl: self.job.model.scores_tokens().then(|| loss.exp()),
             eval_tokens: total.n_scored,
+            measures: measures.map(|(name, value)| (format!("eval_{name}"), value)).collect(),
         };
         self.metrics.append(&Line::Eval(line.clone()))?;
         self.watch.evaluated(&line);

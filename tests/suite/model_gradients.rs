@@ -69,7 +69,7 @@ impl Batch {
     }
 
     fn slice(&self) -> Slice<'_> {
-        Slice { ids: &self.ids, labels: &self.labels, spans: &self.spans }
+        Slice { ids: &self.ids, labels: &self.labels, spans: &self.spans, sources: &[] }
     }
 
     fn scored(&self) -> usize {
@@ -181,7 +181,12 @@ fn packed_sequences_give_the_sum_of_their_own_gradients() {
     let (mut first, mut nll) = (0, 0.0);
     for &len in &batch.spans {
         let at = first..first + len;
-        let slice = Slice { ids: &batch.ids[at.clone()], labels: &batch.labels[at], spans: &[len] };
+        let slice = Slice {
+            ids: &batch.ids[at.clone()],
+            labels: &batch.labels[at],
+            spans: &[len],
+            sources: &[],
+        };
         nll += model.run(&slice, Some((&mut apart, 0.1)), Dropout::default()).unwrap().nll;
         first += len;
     }

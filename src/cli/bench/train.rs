@@ -60,7 +60,7 @@ impl Steps<'_> {
                 .flat_map(|row| row[1..].iter().copied().map(Some).chain([None]))
                 .collect();
             let spans = vec![row_tokens; ids.len() / row_tokens];
-            let slice = Slice { ids, labels: &labels, spans: &spans };
+            let slice = Slice { ids, labels: &labels, spans: &spans, sources: &[] };
             let grads = Some((&mut *self.grads, 1.0 / n_scored as f32));
             nll += self.model.run(&slice, grads, dropout)?.nll;
             dropout.first_row += ids.len() as u64;

@@ -106,7 +106,7 @@ impl Target {
     }
 
     /// Key of one of the two matrices in an adapter file; `half` is `lora_A` or `lora_B`.
-    fn key(self, layer: usize, half: &str) -> String {
+    pub fn key(self, layer: usize, half: &str) -> String {
         let (parent, name) = (self.hf_parent(), self.hf_name());
         format!("base_model.model.model.layers.{layer}.{parent}.{name}.{half}.weight")
     }

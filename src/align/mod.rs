@@ -1,0 +1,4 @@
+//! Alignment: training towards what is preferred, on the loops of `train` and the passes of `model`.
+
+pub mod dpo;
+pub mod preference;
