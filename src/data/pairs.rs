@@ -225,7 +225,11 @@ fn pair_of(
                 let n_prompt = labels.len() - last_scored(&labels);
                 Ok(Side { ids, n_prompt })
             }
-            Rendered::Nothing(what) => Err(format!("key \"{name}\": {what}")),
+            Rendered::Nothing(what) => {
+                // Texts are rendered as the output of an input.
+                let what = what.strip_prefix("key \"output\": ").unwrap_or(&what);
+                Err(format!("key \"{name}\": {what}"))
+            }
         })
     };
     let (chosen, rejected) = (side("chosen", chosen)?, side("rejected", rejected)?);

@@ -11,6 +11,7 @@ mod convert_models;
 mod data_cache;
 mod data_rows;
 mod decode_parity;
+mod dpo;
 mod floors;
 mod generate_batch;
 mod gradients;
