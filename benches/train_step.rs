@@ -46,6 +46,7 @@ fn main() {
                 precision,
                 method: method.clone(),
                 gradient_checkpointing: false,
+                score: false,
                 seed: 0,
             };
             let mut model = TuneModel::open(&path, &options).expect("it opens");

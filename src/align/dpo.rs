@@ -4,68 +4,17 @@
 //! weights before the first step. Its log-probabilities are computed once, before training, so no
 //! second model is held and no pair costs more than one pass each way.
 
+use super::pairs::{PairRows, PairTrainee, add, number};
 use super::preference::{Objective, Pair};
 use crate::autograd::Dropout;
-use crate::data::{Pairs, Row};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::Cpu;
 use crate::model::tune::{Slice, SliceLoss, TuneModel};
 use crate::tensor::{Grads, Params};
-use crate::train::job::digest;
 use crate::train::trainee::{Measures, Trainee};
 use crate::train::{Packed, Rows, budget, slices};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Pairs as a training run takes them.
-pub struct PairRows(pub Pairs);
-
-impl PairRows {
-    /// SHA-256 of ids, labels and margins, in hexadecimal.
-    ///
-    /// # Errors
-    /// None: rows are in memory.
-    pub fn digest(&self) -> Result<String> {
-        let margins = self.0.margins.iter().flat_map(|margin| margin.to_le_bytes());
-        digest(self.0.rows.iter().map(|row| Ok(row.clone())), margins)
-    }
-
-    /// Tokens of all pairs.
-    pub fn n_tokens(&self) -> usize {
-        self.0.rows.iter().map(|row| row.ids.len()).sum()
-    }
-
-    /// Scored tokens of all pairs.
-    pub fn n_scored(&self) -> usize {
-        // Each document's first label is none, so every label is a target.
-        let scored = |row: &Row| row.labels.iter().filter(|&&label| label >= 0).count();
-        self.0.rows.iter().map(scored).sum()
-    }
-}
-
-impl Rows for PairRows {
-    fn n_rows(&self) -> usize {
-        self.0.rows.len()
-    }
-
-    fn longest(&self) -> usize {
-        self.0.rows.iter().map(|row| row.ids.len()).max().unwrap_or(0)
-    }
-
-    fn row(&self, index: usize) -> Result<Row> {
-        self.0.rows.get(index).cloned().ok_or_else(|| Error::Shape {
-            op: "reading a pair".into(),
-            expected: format!("one of {}", self.0.rows.len()),
-            got: index.to_string(),
-        })
-    }
-
-    fn place(&self, instance: u32) -> String {
-        let at = self.0.rows.iter().position(|row| row.source.contains(&instance));
-        let place = at.and_then(|at| self.0.places.get(at));
-        place.cloned().unwrap_or_else(|| format!("pair {instance}"))
-    }
-}
 
 /// A model in training on pairs.
 pub struct Dpo {
@@ -108,12 +57,66 @@ impl Dpo {
         Ok(Dpo { model, objective, known, sums: Sums::default() })
     }
 
-    /// Computes the reference's log-probabilities, where the loss needs them: to be done before the
-    /// first step. `progress` is told how many pairs are done; `false` when told to stop meanwhile.
-    ///
-    /// # Errors
-    /// Pairs that the model cannot take.
-    pub fn refer(
+    /// Cost of each pair of a slice; with it what is counted.
+    fn cost(
+        objective: &Objective,
+        known: &[Known],
+        slice: &Slice<'_>,
+        log_probs: &[f32],
+        sums: &mut Sums,
+        each: &mut dyn FnMut([f64; 2]),
+    ) -> SliceLoss {
+        let mut loss = SliceLoss::default();
+        let tokens = tokens_of(slice);
+        for ((pair, policy), tokens) in sums_of(slice, log_probs).zip(tokens.chunks_exact(2)) {
+            let Known { margin, reference } = known[pair];
+            let tokens = [tokens[0].max(1) as f64, tokens[1].max(1) as f64];
+            let cost = objective.cost(&Pair { policy, reference, tokens, margin });
+            let right = cost.rewards[0] > cost.rewards[1];
+            loss.nll += cost.value;
+            loss.scored += 1;
+            loss.correct += usize::from(right);
+            sums.pairs += 1;
+            sums.right += usize::from(right);
+            add(&mut sums.rewards, cost.rewards);
+            add(&mut sums.log_probs, policy);
+            each(cost.d);
+        }
+        loss
+    }
+}
+
+/// Scored tokens of each document.
+fn tokens_of(slice: &Slice<'_>) -> Vec<usize> {
+    let mut rest = slice.labels;
+    let count = |&len: &usize| {
+        let (document, after) = rest.split_at(len);
+        rest = after;
+        document.iter().flatten().count()
+    };
+    slice.spans.iter().map(count).collect()
+}
+
+/// Number and summed log-probabilities, chosen and rejected, of each pair of a slice.
+fn sums_of(slice: &Slice<'_>, log_probs: &[f32]) -> impl Iterator<Item = (usize, [f64; 2])> {
+    let mut rest = log_probs;
+    let sum = |n: usize| {
+        let (document, after) = rest.split_at(n);
+        rest = after;
+        document.iter().map(|&x| f64::from(x)).sum::<f64>()
+    };
+    let sums: Vec<f64> = tokens_of(slice).into_iter().map(sum).collect();
+    let pairs = slice.sources.chunks_exact(2).map(|both| both[0] as usize);
+    pairs.zip(sums.chunks_exact(2).map(|both| [both[0], both[1]]).collect::<Vec<_>>())
+}
+
+impl PairTrainee for Dpo {
+    fn tuned(&self) -> &TuneModel {
+        &self.model
+    }
+
+    /// Computes the reference's log-probabilities, where the loss needs them.
+    fn prepare(
         &mut self,
         sets: &[&PairRows],
         slice_tokens: Option<usize>,
@@ -144,70 +147,6 @@ impl Dpo {
         }
         Ok(true)
     }
-
-    /// The model.
-    pub fn model(&self) -> &TuneModel {
-        &self.model
-    }
-
-    /// Cost of each pair of a slice; with it what is counted.
-    fn cost(
-        objective: &Objective,
-        known: &[Known],
-        slice: &Slice<'_>,
-        log_probs: &[f32],
-        sums: &mut Sums,
-        each: &mut dyn FnMut([f64; 2]),
-    ) -> SliceLoss {
-        let mut loss = SliceLoss::default();
-        let tokens = tokens_of(slice);
-        for ((pair, policy), tokens) in sums_of(slice, log_probs).zip(tokens.chunks_exact(2)) {
-            let Known { margin, reference } = known[pair];
-            let tokens = [tokens[0].max(1) as f64, tokens[1].max(1) as f64];
-            let cost = objective.cost(&Pair { policy, reference, tokens, margin });
-            let right = cost.rewards[0] > cost.rewards[1];
-            loss.nll += cost.value;
-            loss.scored += 1;
-            loss.correct += usize::from(right);
-            sums.pairs += 1;
-            sums.right += usize::from(right);
-            for side in 0..2 {
-                sums.rewards[side] += cost.rewards[side];
-                sums.log_probs[side] += policy[side];
-            }
-            each(cost.d);
-        }
-        loss
-    }
-}
-
-/// The number of a pair's row.
-fn number(row: &Row) -> usize {
-    row.source.first().map_or(0, |&number| number as usize)
-}
-
-/// Scored tokens of each document.
-fn tokens_of(slice: &Slice<'_>) -> Vec<usize> {
-    let mut rest = slice.labels;
-    let count = |&len: &usize| {
-        let (document, after) = rest.split_at(len);
-        rest = after;
-        document.iter().flatten().count()
-    };
-    slice.spans.iter().map(count).collect()
-}
-
-/// Number and summed log-probabilities, chosen and rejected, of each pair of a slice.
-fn sums_of(slice: &Slice<'_>, log_probs: &[f32]) -> impl Iterator<Item = (usize, [f64; 2])> {
-    let mut rest = log_probs;
-    let sum = |n: usize| {
-        let (document, after) = rest.split_at(n);
-        rest = after;
-        document.iter().map(|&x| f64::from(x)).sum::<f64>()
-    };
-    let sums: Vec<f64> = tokens_of(slice).into_iter().map(sum).collect();
-    let pairs = slice.sources.chunks_exact(2).map(|both| both[0] as usize);
-    pairs.zip(sums.chunks_exact(2).map(|both| [both[0], both[1]]).collect::<Vec<_>>())
 }
 
 impl Trainee for Dpo {

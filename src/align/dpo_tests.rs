@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::align::preference::Loss;
+use crate::data::{Pairs, Row};
 use crate::model::tune::{LoraSpec, Precision, TuneMethod, TuneOptions};
 use crate::train::optimizer::OptimArgs;
 use crate::train::schedule::Schedule;
@@ -55,6 +56,7 @@ fn open(threads: usize, checkpointing: bool) -> TuneModel {
         method: TuneMethod::Lora { spec, adapter: Some(adapter) },
         gradient_checkpointing: checkpointing,
         seed: 0,
+        score: false,
     };
     TuneModel::open(Path::new(DIR), &options).unwrap()
 }
@@ -76,7 +78,7 @@ fn dpo(objective: Objective, sets: &[&PairRows]) -> Dpo {
     let stop = AtomicBool::new(false);
     let mut seen = 0;
     let told = &mut |done| seen = done;
-    assert!(dpo.refer(sets, Some(1), &stop, told).unwrap());
+    assert!(dpo.prepare(sets, Some(1), &stop, told).unwrap());
     if dpo.objective.needs_reference() {
         assert_eq!(seen, sets.iter().map(|set| set.n_rows()).sum::<usize>());
     }

@@ -146,12 +146,13 @@ const MOST: f64 = 0.999;
 /// The largest mean log-probability that odds are taken of.
 const MOST_LOG: f64 = -1e-7;
 
-fn sigmoid(x: f64) -> f64 {
+/// `1 / (1 + e^-x)`.
+pub(super) fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
 /// `log(sigmoid(x))`, without overflow.
-fn log_sigmoid(x: f64) -> f64 {
+pub(super) fn log_sigmoid(x: f64) -> f64 {
     x.min(0.0) - (-x.abs()).exp().ln_1p()
 }
 

@@ -12,6 +12,7 @@ use super::failure::Failure;
 use super::generate::GenerateArgs;
 use super::info::InfoArgs;
 use super::quickstart::QuickstartArgs;
+use super::reward::RewardArgs;
 use super::terminal::Log;
 use super::train_args::TrainArgs;
 use super::verify::VerifyArgs;
@@ -55,6 +56,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Tune a model, or an adapter, on a data set
     Train(Box<TrainArgs>),
+    /// Train a reward model on preferences
+    Reward(Box<RewardArgs>),
     /// Tune a model on preferences between answers
     Dpo(Box<DpoArgs>),
     /// Measure speed, beside what the machine can do

@@ -3,6 +3,7 @@
 use super::args::{
     Common, HELP, HELP_OF_GROUP, ModelArgs, Threads, check_token_ids, positive, token_ids,
 };
+use super::eval_reward::{self, RewardEvalArgs};
 use super::failure::Failure;
 use super::interrupt;
 use super::session::{Session, context_limit};
@@ -20,7 +21,7 @@ const WINDOW: usize = 2048;
 
 /// Flags of `puna eval`.
 #[derive(Args, Clone, Debug)]
-#[command(help_template = HELP_OF_GROUP, override_usage = "puna eval nll MODEL [flags]")]
+#[command(help_template = HELP_OF_GROUP, override_usage = "puna eval METRIC MODEL [flags]")]
 #[command(disable_help_subcommand = true)]
 #[command(after_help = "Example: puna eval nll smollm2.gguf --text book.txt")]
 pub struct EvalArgs {
@@ -34,6 +35,8 @@ pub struct EvalArgs {
 pub enum Metric {
     /// Negative log-likelihood and perplexity of a text, in sliding windows
     Nll(Box<NllArgs>),
+    /// Scores of answers, or accuracy on pairs, under a reward model
+    Reward(Box<RewardEvalArgs>),
 }
 
 /// Flags of `puna eval nll`.
@@ -86,6 +89,7 @@ pub struct TextSource {
 pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     match &args.metric {
         Metric::Nll(args) => nll(args),
+        Metric::Reward(args) => eval_reward::run(args),
     }
 }
 

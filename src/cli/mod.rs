@@ -11,6 +11,7 @@ pub mod convert;
 pub mod dataset;
 pub mod dpo;
 pub mod eval;
+pub mod eval_reward;
 pub mod failure;
 pub mod generate;
 pub mod info;
@@ -18,7 +19,9 @@ pub mod interrupt;
 pub mod lines;
 pub mod machine;
 pub mod output;
+pub mod pair_run;
 pub mod quickstart;
+pub mod reward;
 pub mod session;
 pub mod terminal;
 pub mod train;
@@ -91,6 +94,7 @@ pub fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Chat(args) => chat::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Train(args) => train::run(args),
+        Command::Reward(args) => reward::run(args),
         Command::Dpo(args) => dpo::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Quickstart(args) => quickstart::run(args),
@@ -104,7 +108,9 @@ pub fn run(args: Vec<OsString>) -> Result<(), Failure> {
 
 /// The commands and their flags.
 fn definition() -> clap::Command {
-    Cli::command().mut_subcommand("dpo", dpo::define)
+    Cli::command()
+        .mut_subcommand("dpo", |command| dpo::USUAL.define(command))
+        .mut_subcommand("reward", |command| reward::USUAL.define(command))
 }
 
 /// Help and version are results; the rest is wrong usage, in one line with a hint.

@@ -225,6 +225,7 @@ fn tune(
         precision: Precision::F32,
         method: TuneMethod::Lora { spec, adapter: None },
         gradient_checkpointing: false,
+        score: false,
         seed,
     };
     let mut model = TuneModel::open(Path::new(builtin::NAME), &options)?;

@@ -30,8 +30,19 @@ impl Session {
     /// Loads the model that the flags name.
     ///
     /// # Errors
-    /// No model named, a device that this build cannot use, and what loading returns.
+    /// No model named, a device that this build cannot use, a reward model, and what loading
+    /// returns.
     pub fn load(args: &ModelArgs, threads: usize, common: &Common) -> Result<Session, Failure> {
+        let session = Session::load_any(args, threads, common)?;
+        session.model.check_speaks()?;
+        Ok(session)
+    }
+
+    /// Likewise, a reward model too.
+    ///
+    /// # Errors
+    /// As [`Session::load`].
+    pub fn load_any(args: &ModelArgs, threads: usize, common: &Common) -> Result<Session, Failure> {
         let path = model_path(args.model.as_deref());
         common.device.check()?;
         let log = common.log();

@@ -30,15 +30,17 @@ fn help(path: &[&str]) -> String {
 
 #[test]
 fn every_help_fits_a_screen_and_shows_an_example() {
-    let cases: [(&[&str], usize); 14] = [
+    let cases: [(&[&str], usize); 16] = [
         (&[], 24),
         (&["info"], 26),
         (&["generate"], 44),
         (&["chat"], 32),
         (&["eval"], 24),
         (&["eval", "nll"], 26),
+        (&["eval", "reward"], 28),
         (&["train"], 92),
         (&["dpo"], 94),
+        (&["reward"], 92),
         (&["bench"], 40),
         (&["convert"], 24),
         (&["quantize"], 24),

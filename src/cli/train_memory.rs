@@ -99,6 +99,7 @@ impl TrainMemory {
                     precision,
                     method: method.clone(),
                     gradient_checkpointing: args.gradient_checkpointing,
+                    score: false,
                     seed: 0,
                 };
                 plans.push((name, dtype, memory_plan(config, weights, &options, &run)));

@@ -89,6 +89,8 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
         Model::load(path, &LoadOptions { exact, adapters, ..LoadOptions::threads(threads) })
     };
     let (first, second) = (load(a, &args.adapter)?, load(b, &args.adapter_b)?);
+    first.check_speaks()?;
+    second.check_speaks()?;
     let ids = read_ids(args, &first, a)?;
     let bar = log.bar(ids.len(), "positions");
     let window = args.window.unwrap_or(WINDOW).min(first.config.max_seq_len);

@@ -41,6 +41,20 @@ pub fn write_textlist(path: &Path, records: &[TextList]) -> Result<()> {
     write_container(path, Kind::TextToTextlist, instances)
 }
 
+/// Writes a container of type text_to_scored_textlist, whole or not at all: of each record the input,
+/// and score and text of each answer.
+///
+/// # Errors
+/// What the system refuses.
+pub fn write_scored(path: &Path, records: &[(&str, Vec<(f32, &str)>)]) -> Result<()> {
+    let one = |(input, output): &(&str, Vec<(f32, &str)>)| {
+        let output: Vec<Value> =
+            output.iter().map(|(score, text)| json!({"score": score, "text": text})).collect();
+        json!({"input": input, "output": output})
+    };
+    write_container(path, Kind::TextToScoredTextlist, records.iter().map(one).collect())
+}
+
 /// Writes a container with one conversation, whole or not at all.
 ///
 /// # Errors

@@ -19,10 +19,12 @@ mod show;
 mod source;
 mod tokenize;
 
-pub use container::{DataSet, read, write_atomically, write_conversation, write_textlist};
+pub use container::{
+    DataSet, read, write_atomically, write_conversation, write_scored, write_textlist,
+};
 pub use layout::{Layout, TruncationSide};
 pub use order::Epochs;
-pub use pairs::{Choice, PairOptions, Pairs, pairs};
+pub use pairs::{Answered, Choice, PairOptions, Pairs, answered, pairs};
 pub use prepare::{DataOptions, Holdout, Prepared, Progress, Report, RowSet, Stage, prepare};
 pub use record::{Conversation, Kind, Record, TextList};
 pub use render::Rules;

@@ -114,6 +114,16 @@ struct Side {
     n_prompt: usize,
 }
 
+impl Side {
+    /// Takes away the beginning of a long prompt, then the end of the answer.
+    fn cut(&mut self, options: &PairOptions) {
+        let drop = self.n_prompt.saturating_sub(options.max_prompt_length);
+        self.ids.drain(..drop);
+        self.n_prompt -= drop;
+        self.ids.truncate(options.max_length.max(self.n_prompt + 1));
+    }
+}
+
 /// Reads the pairs of the data set at `path`.
 ///
 /// # Errors
@@ -163,6 +173,78 @@ pub fn pairs(
         let what = "no pair in it, wanted at least one".to_owned();
         return Err(Error::Data { place: path.display().to_string(), what });
     }
+    Ok(out)
+}
+
+/// An input with its answers, each as the ids of both together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answered {
+    /// What was asked.
+    pub input: String,
+    /// The answers.
+    pub outputs: Vec<String>,
+    /// Ids of the input with each of them.
+    pub ids: Vec<Vec<u32>>,
+    /// Where it stands, for people.
+    pub place: String,
+}
+
+/// Reads a set of answers (text_to_textlist, text_to_scored_textlist, whose scores are not looked
+/// at, or text2text with one each), written as pairs are.
+///
+/// # Errors
+/// As [`pairs`]; an empty answer.
+pub fn answered(
+    path: &Path,
+    text: Option<&TextParts>,
+    vocab_size: usize,
+    options: &PairOptions,
+) -> Result<Vec<Answered>> {
+    let source = Source::open(path)?;
+    let mut renderer: Option<Renderer<'_>> = None;
+    let mut out = vec![];
+    source.for_each(&mut |instance| {
+        let place = source.name(instance.place);
+        let (input, outputs) = match instance.record {
+            Record::TextToTextlist(list) => (list.input, list.output),
+            Record::TextToScoredTextlist { input, output } => {
+                (input, output.into_iter().map(|(_, text)| text).collect())
+            }
+            Record::Text2Text { input, output } => (input, vec![output]),
+            other => {
+                let what = format!(
+                    "records of type \"{}\", wanted one of text_to_textlist, \
+                     text_to_scored_textlist, text2text",
+                    other.kind().name()
+                );
+                return Err(Error::Data { place, what });
+            }
+        };
+        let renderer = match &mut renderer {
+            Some(renderer) => renderer,
+            none => {
+                let kind = Kind::Text2Text;
+                none.insert(Renderer::new(&options.rules, text, kind, vocab_size, &place)?)
+            }
+        };
+        let mut ids = Vec::with_capacity(outputs.len());
+        for output in &outputs {
+            let record = Record::Text2Text { input: input.clone(), output: output.clone() };
+            match renderer.render(&record)? {
+                Rendered::Document { ids: all, labels, .. } => {
+                    let n_prompt = labels.len() - last_scored(&labels);
+                    let mut side = Side { ids: all, n_prompt };
+                    if side.ids.len() > options.max_length {
+                        side.cut(options);
+                    }
+                    ids.push(side.ids);
+                }
+                Rendered::Nothing(what) => return Err(Error::Data { place, what }),
+            }
+        }
+        out.push(Answered { input, outputs, ids, place });
+        Ok(())
+    })?;
     Ok(out)
 }
 
@@ -275,12 +357,8 @@ fn row(mut chosen: Side, mut rejected: Side, options: &PairOptions, id: u32) -> 
     let too_long = chosen.ids.len().max(rejected.ids.len()) > options.max_length;
     if too_long {
         // Both prompts are cut to one length, so that the answers still answer the same.
-        for side in [&mut chosen, &mut rejected] {
-            let drop = side.n_prompt.saturating_sub(options.max_prompt_length);
-            side.ids.drain(..drop);
-            side.n_prompt -= drop;
-            side.ids.truncate(options.max_length.max(side.n_prompt + 1));
-        }
+        chosen.cut(options);
+        rejected.cut(options);
     }
     let mut row = Row::default();
     for side in [chosen, rejected] {

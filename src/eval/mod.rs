@@ -2,5 +2,6 @@
 
 pub mod compare;
 pub mod perplexity;
+pub mod reward;
 
 pub use perplexity::{Perplexity, Window, perplexity, windows};

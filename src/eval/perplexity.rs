@@ -106,6 +106,7 @@ pub fn perplexity(
     cancel: &AtomicBool,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Perplexity> {
+    model.check_speaks()?;
     let vocab_size = model.config.vocab_size;
     if let Some(at) = tokens.iter().position(|&id| id as usize >= vocab_size) {
         return Err(Error::Data {

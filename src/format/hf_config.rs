@@ -189,6 +189,8 @@ pub struct HfConfig {
     pub sliding_window: Given<usize>,
     pub bos_token_id: Option<u32>,
     pub eos_token_ids: Vec<u32>,
+    /// `num_labels`, or the length of `id2label`.
+    pub num_labels: Option<usize>,
     /// `dtype`, or `torch_dtype` of old files.
     pub dtype: Option<String>,
     /// `quant_method` of `quantization_config`, where there is one.
@@ -237,6 +239,10 @@ impl HfConfig {
             },
             bos_token_id: object.id("bos_token_id")?,
             eos_token_ids: object.ids("eos_token_id")?,
+            num_labels: match object.usize("num_labels")? {
+                None => object.typed("id2label", "an object", |v| Some(v.as_object()?.len()))?,
+                told => told,
+            },
             dtype: match object.string("dtype")? {
                 Some(dtype) => Some(dtype),
                 None => object.string("torch_dtype")?,
@@ -310,12 +316,21 @@ fn read_rope(config: &Object) -> Result<HfRope> {
 
 /// Refuses a model that is no LLaMA, by its own name.
 fn refuse_other(path: &Path, architectures: &[String], model_type: Option<&str>) -> Result<()> {
-    let known = ["LlamaForCausalLM", "MistralForCausalLM"];
+    let known = [
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "LlamaForSequenceClassification",
+        "MistralForSequenceClassification",
+    ];
     let refused = |key: &str, name: &str, wanted: &str| {
         Err(Error::Unsupported(format!("{}: {key} {name:?}, wanted {wanted}", path.display())))
     };
     if let Some(other) = architectures.iter().find(|name| !known.contains(&name.as_str())) {
-        return refused("architecture", other, "LlamaForCausalLM or MistralForCausalLM");
+        return refused(
+            "architecture",
+            other,
+            "LlamaForCausalLM, MistralForCausalLM, or one ForSequenceClassification",
+        );
     }
     match model_type {
         Some("llama" | "mistral") => Ok(()),

@@ -118,6 +118,7 @@ fn begin<'m>(
     cancel: &AtomicBool,
 ) -> Result<Group<'m>> {
     let tokenizer = model.text.as_ref().map(|parts| &parts.tokenizer);
+    model.check_speaks()?;
     let vocab_size = model.config.vocab_size;
     let stream = |i| index * options.n + i;
     let mut sequences = (0..options.n)

@@ -162,6 +162,7 @@ pub fn generate(
     cancel: &AtomicBool,
     sink: &mut Sink<'_>,
 ) -> Result<Generation> {
+    model.check_speaks()?;
     let vocab_size = model.config.vocab_size;
     check_prompt(prompt, vocab_size, context.capacity())?;
     let tokenizer = model.text.as_ref().map(|parts| &parts.tokenizer);

@@ -102,7 +102,7 @@ pub fn init_lora(spec: &LoraSpec, config: &Config, seed: u64) -> Result<AdapterF
             pairs.push(LoraPair { layer, target, a, b: vec![0.0; out * spec.r] });
         }
     }
-    Ok(AdapterFile { spec: spec.clone(), pairs })
+    Ok(AdapterFile { spec: spec.clone(), pairs, score: None })
 }
 
 #[cfg(test)]

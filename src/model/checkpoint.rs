@@ -14,7 +14,7 @@ use crate::format::mmap::{Access, FileBytes};
 use crate::format::{FileDType, TensorFile, TensorInfo, safetensors};
 
 use super::builtin;
-use super::config::Config;
+use super::config::{Config, Head};
 pub use super::names::Layout;
 use super::names::{GGUF_ROPE_FREQS, Weight};
 
@@ -162,7 +162,7 @@ impl Checkpoint {
         }
     }
 
-    /// As [`Checkpoint::weight`], but `None` for a bias that the model does not have.
+    /// As [`Checkpoint::weight`], but `None` for a bias or a head that the model does not have.
     ///
     /// # Errors
     /// As [`Checkpoint::weight`].
@@ -170,10 +170,12 @@ impl Checkpoint {
         let absent = match weight {
             Weight::Block(_, w) if w.is_attention_bias() => !self.config.attention_bias,
             Weight::Block(_, w) if w.is_mlp_bias() => !self.config.mlp_bias,
+            Weight::LmHead => self.config.head != Head::Tokens,
+            Weight::Score => self.config.head != Head::Score,
             _ => return self.weight(weight).map(Some),
         };
         // In GGUF each bias stands alone: a file may have them for Q, K and V only.
-        let stands_alone = self.layout == Layout::Gguf;
+        let stands_alone = self.layout == Layout::Gguf && matches!(weight, Weight::Block(..));
         if absent || (stands_alone && self.files.get(&weight.file_name(self.layout)).is_none()) {
             return Ok(None);
         }
@@ -225,8 +227,10 @@ impl Checkpoint {
         }
         // A GGUF tensor that we would not read (a norm on Q and K, a layer too many) would change
         // the result, so its file is not the model that its metadata describes.
-        let known: std::collections::HashSet<String> =
-            Weight::all(self.config.n_layers).map(|weight| weight.file_name(self.layout)).collect();
+        let known: std::collections::HashSet<String> = Weight::all(self.config.n_layers)
+            .filter(|weight| *weight != Weight::Score)
+            .map(|weight| weight.file_name(self.layout))
+            .collect();
         let harmless = |name: &str| {
             name == GGUF_ROPE_FREQS
                 || name.ends_with(".rope_freqs")

@@ -70,6 +70,16 @@ pub struct RopeConfig {
     pub freq_factors: Option<Vec<f32>>,
 }
 
+/// What a model computes from the last norm's rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Head {
+    /// Logits of the next token.
+    #[default]
+    Tokens,
+    /// One number: a reward model.
+    Score,
+}
+
 /// Everything about a model but its weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -93,6 +103,8 @@ pub struct Config {
     pub norm_eps: f32,
     /// Whether the embeddings are also the output projection.
     pub tie_embeddings: bool,
+    /// What the head computes.
+    pub head: Head,
     /// Whether attention's projections have biases (in GGUF: whether any of them has one).
     pub attention_bias: bool,
     /// The same for the feed-forward.
@@ -109,6 +121,19 @@ pub struct Config {
 
 /// Largest size accepted for one axis or count: far above any model, far below overflow.
 const MAX_SIZE: usize = 1 << 31;
+
+/// The head that `architectures` names.
+fn hf_head(source: &Source<'_>, hf: &HfConfig) -> Result<Head> {
+    if !hf.architectures.iter().any(|name| name.ends_with("ForSequenceClassification")) {
+        return Ok(Head::Tokens);
+    }
+    match hf.num_labels {
+        Some(1) => Ok(Head::Score),
+        // The library's default.
+        None => Err(source.bad("num_labels", 2, "wanted 1 label: a reward model")),
+        Some(n) => Err(source.bad("num_labels", n, "wanted 1 label: a reward model")),
+    }
+}
 
 /// Names the file and the keys in messages about one configuration.
 struct Source<'a> {
@@ -197,6 +222,7 @@ impl Config {
             vocab_size: hf.vocab_size,
             norm_eps: source.positive("rms_norm_eps", hf.rms_norm_eps.unwrap_or(1e-6))? as f32,
             tie_embeddings: hf.tie_word_embeddings.unwrap_or(false),
+            head: hf_head(&source, hf)?,
             attention_bias: !mistral && hf.attention_bias.unwrap_or(false),
             mlp_bias: !mistral && hf.mlp_bias.unwrap_or(false),
             rope: RopeConfig {
@@ -285,6 +311,7 @@ impl Config {
             vocab_size: gguf_vocab_size(&source, meta, tensors)?,
             norm_eps: source.positive(keys::NORM_EPS, norm_eps)? as f32,
             tie_embeddings: tensors.get(&Weight::LmHead.file_name(Layout::Gguf)).is_none(),
+            head: Head::Tokens,
             attention_bias: any_bias(BlockWeight::is_attention_bias),
             mlp_bias: any_bias(BlockWeight::is_mlp_bias),
             rope: RopeConfig {

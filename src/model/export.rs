@@ -11,7 +11,7 @@ use crate::format::safetensors_write::{SHARD_BYTES, ShardedWriter, TensorSpec};
 use crate::format::stage::{StagedDir, refuse_existing, sync_dir, write_file};
 use crate::format::{FileDType, gguf::MetaValue};
 use crate::model::checkpoint::{Checkpoint, GenerationDefaults, Layout};
-use crate::model::config::RopePairing;
+use crate::model::config::{Head, RopePairing};
 use crate::model::encode::encode_weight;
 use crate::model::gguf_meta;
 use crate::model::hf_json::{config_json, generation_json};
@@ -237,6 +237,10 @@ pub fn write_gguf(
         return Err(Error::io(out, std::io::Error::other(what)));
     }
     let config = source.config();
+    if config.head != Head::Tokens {
+        let what = "a reward model as GGUF; a Hugging Face directory can hold it";
+        return Err(Error::Unsupported(format!("{}: {what}", extras.name.display())));
+    }
     let mut writer = GgufWriter::new();
     let mut written = Written::default();
     let name = extras.name.file_stem().unwrap_or_default().to_string_lossy();

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::error::{Error, Result};
 use crate::format::FileDType;
 use crate::model::checkpoint::GenerationDefaults;
-use crate::model::config::{Config, RopeScaling};
+use crate::model::config::{Config, Head, RopeScaling};
 use crate::model::rope::{Yarn, llama3_of_factors};
 
 /// The name of an element type in `config.json`.
@@ -47,9 +47,12 @@ pub fn config_json(path: &Path, config: &Config, dtype: FileDType) -> Result<Val
         },
         _ => return refuse("rope_freqs.weight together with another RoPE scaling"),
     };
-    let (name, model_type) = match mistral {
-        true => ("MistralForCausalLM", "mistral"),
-        false => ("LlamaForCausalLM", "llama"),
+    let model_type = if mistral { "mistral" } else { "llama" };
+    let name = match (mistral, config.head) {
+        (true, Head::Tokens) => "MistralForCausalLM",
+        (false, Head::Tokens) => "LlamaForCausalLM",
+        (true, Head::Score) => "MistralForSequenceClassification",
+        (false, Head::Score) => "LlamaForSequenceClassification",
     };
     let rope = rope_json(&scaling);
     let mut parameters = Map::new();
@@ -81,6 +84,12 @@ pub fn config_json(path: &Path, config: &Config, dtype: FileDType) -> Result<Val
         "use_cache": true,
         "vocab_size": config.vocab_size,
     });
+    if config.head == Head::Score {
+        // No padding token: with EOS in its place transformers would read a text that ends with
+        // EOS one token too early.
+        value["id2label"] = json!({"0": "LABEL_0"});
+        value["label2id"] = json!({"LABEL_0": 0});
+    }
     if mistral {
         value["sliding_window"] = json!(config.sliding_window);
     } else {

@@ -12,7 +12,7 @@ use crate::kernels::{Cpu, Scratch};
 use crate::model::adapter::read_adapter;
 use crate::model::block::{self, Shape};
 use crate::model::checkpoint::{Checkpoint, GenerationDefaults};
-use crate::model::config::Config;
+use crate::model::config::{Config, Head};
 use crate::model::rope::{Frequencies, append_angles, clear_angles};
 use crate::model::text::text_parts;
 use crate::model::tune_open::attach_fixed;
@@ -234,12 +234,32 @@ impl Model {
             (text, weights)
         });
         let mut weights = weights?;
+        let mut config = checkpoint.config.clone();
         for dir in &options.adapters {
-            attach_fixed(&mut weights, &read_adapter(dir, &checkpoint.config)?);
+            let adapter = read_adapter(dir, &checkpoint.config)?;
+            attach_fixed(&mut weights, &adapter);
+            if adapter.score.is_some() {
+                config.head = Head::Score;
+            }
         }
-        let Checkpoint { config, generation, .. } = checkpoint;
+        let Checkpoint { generation, .. } = checkpoint;
         let (params, exact) = (Params::default(), options.exact);
         Ok(Model { config, text: text?, generation, weights, params, cpu, exact })
+    }
+
+    /// Refuses a model whose head gives no logits of tokens.
+    ///
+    /// # Errors
+    /// A reward model.
+    pub fn check_speaks(&self) -> Result<()> {
+        match self.config.head {
+            Head::Tokens => Ok(()),
+            Head::Score => {
+                let what =
+                    "a reward model gives scores, no tokens: `puna eval reward` asks for them";
+                Err(Error::Unsupported(what.into()))
+            }
+        }
     }
 
     /// The tokenizer.

@@ -11,6 +11,8 @@ pub enum Weight {
     OutNorm,
     /// Output projection, `[vocab_size, dim]`; the embeddings themselves where they are tied.
     LmHead,
+    /// What a reward model has in place of [`Weight::LmHead`], `[1, dim]`.
+    Score,
     /// A weight of block `.0`.
     Block(usize, BlockWeight),
 }
@@ -108,7 +110,11 @@ impl Weight {
     pub fn all(n_layers: usize) -> impl Iterator<Item = Weight> {
         let blocks = (0..n_layers)
             .flat_map(|layer| BlockWeight::ALL.map(|weight| Weight::Block(layer, weight)));
-        std::iter::once(Weight::TokEmb).chain(blocks).chain([Weight::OutNorm, Weight::LmHead])
+        std::iter::once(Weight::TokEmb).chain(blocks).chain([
+            Weight::OutNorm,
+            Weight::LmHead,
+            Weight::Score,
+        ])
     }
 
     /// The tensor's name in a checkpoint of this layout.
@@ -121,6 +127,7 @@ impl Weight {
             Weight::TokEmb => fixed("model.embed_tokens.weight", "token_embd.weight"),
             Weight::OutNorm => fixed("model.norm.weight", "output_norm.weight"),
             Weight::LmHead => fixed("lm_head.weight", "output.weight"),
+            Weight::Score => fixed("score.weight", "cls.output.weight"),
             Weight::Block(layer, weight) => {
                 let (_, hf, gguf) = weight.names();
                 match layout {
@@ -138,6 +145,7 @@ impl fmt::Display for Weight {
             Weight::TokEmb => f.write_str("tok_emb"),
             Weight::OutNorm => f.write_str("out_norm"),
             Weight::LmHead => f.write_str("lm_head"),
+            Weight::Score => f.write_str("score"),
             Weight::Block(layer, weight) => write!(f, "{} of block {layer}", weight.names().0),
         }
     }
@@ -164,7 +172,7 @@ mod tests {
         for layout in [Layout::Hf, Layout::Gguf] {
             let names: Vec<String> = Weight::all(2).map(|w| w.file_name(layout)).collect();
             let distinct: std::collections::HashSet<&String> = names.iter().collect();
-            assert_eq!((names.len(), distinct.len()), (35, 35));
+            assert_eq!((names.len(), distinct.len()), (36, 36));
         }
     }
 }

@@ -156,6 +156,7 @@ impl Shape {
         Weight::all(self.n_layers).filter(move |weight| match weight {
             Weight::Block(_, w) => !matches!(w, Bq | Bk | Bv | Bo | B1 | B2 | B3),
             Weight::LmHead => !tied,
+            Weight::Score => false,
             _ => true,
         })
     }

@@ -12,7 +12,7 @@ use crate::format::FileDType;
 use crate::format::peft::{AdapterFile, LoraPair};
 use crate::model::adapter::target_of;
 use crate::model::checkpoint::Checkpoint;
-use crate::model::config::Config;
+use crate::model::config::{Config, Head};
 use crate::model::names::{BlockWeight, Weight};
 
 /// The weights of a model, by rows. A matrix `[n, k]` has n rows of k values; a vector `[n]` has n
@@ -48,6 +48,7 @@ impl Config {
         let (q_rows, kv_rows) = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);
         match weight {
             Weight::TokEmb | Weight::LmHead => vec![self.vocab_size, self.dim],
+            Weight::Score => vec![1, self.dim],
             Weight::OutNorm => vec![self.dim],
             Weight::Block(_, w) => match w {
                 AttnNorm | FfnNorm | Bo | B2 => vec![self.dim],
@@ -67,11 +68,12 @@ impl Config {
     /// once.
     pub fn weights(&self) -> impl Iterator<Item = Weight> {
         let (attention_bias, mlp_bias) = (self.attention_bias, self.mlp_bias);
-        let tied = self.tie_embeddings;
+        let (tied, head) = (self.tie_embeddings, self.head);
         Weight::all(self.n_layers).filter(move |weight| match weight {
             Weight::Block(_, w) if w.is_attention_bias() => attention_bias,
             Weight::Block(_, w) if w.is_mlp_bias() => mlp_bias,
-            Weight::LmHead => !tied,
+            Weight::LmHead => !tied && head == Head::Tokens,
+            Weight::Score => head == Head::Score,
             _ => true,
         })
     }
@@ -168,12 +170,17 @@ fn decode(dtype: FileDType, bytes: &[u8], width: usize, out: &mut [f32]) {
 pub struct Merged<'a> {
     base: &'a Checkpoint,
     adapter: &'a AdapterFile,
+    config: Config,
 }
 
 impl<'a> Merged<'a> {
     /// The sum; the adapter was read for this checkpoint.
     pub fn new(base: &'a Checkpoint, adapter: &'a AdapterFile) -> Merged<'a> {
-        Merged { base, adapter }
+        let mut config = base.config.clone();
+        if adapter.score.is_some() {
+            config.head = Head::Score;
+        }
+        Merged { base, adapter, config }
     }
 
     /// Whether the adapter changes a weight.
@@ -189,14 +196,22 @@ impl<'a> Merged<'a> {
 
 impl WeightSource for Merged<'_> {
     fn config(&self) -> &Config {
-        &self.base.config
+        &self.config
     }
 
     fn dtype(&self, weight: Weight) -> Result<Option<FileDType>> {
-        WeightSource::dtype(self.base, weight)
+        match (weight, &self.adapter.score) {
+            (Weight::Score, Some(_)) => Ok(Some(FileDType::F32)),
+            (Weight::LmHead, Some(_)) => Ok(None),
+            _ => WeightSource::dtype(self.base, weight),
+        }
     }
 
     fn rows(&self, weight: Weight, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        if let (Weight::Score, Some(score)) = (weight, &self.adapter.score) {
+            out.copy_from_slice(score);
+            return Ok(());
+        }
         self.base.rows(weight, rows.clone(), out)?;
         let Some(LoraPair { a, b, .. }) = self.pair(weight) else { return Ok(()) };
         let (r, scale) = (self.adapter.spec.r, self.adapter.spec.scale());
@@ -215,6 +230,7 @@ impl WeightSource for Merged<'_> {
     fn raw_rows(&self, weight: Weight, rows: Range<usize>, out: &mut [u8]) -> Result<bool> {
         match self.pair(weight) {
             Some(_) => Ok(false),
+            None if weight == Weight::Score && self.adapter.score.is_some() => Ok(false),
             None => self.base.raw_rows(weight, rows, out),
         }
     }

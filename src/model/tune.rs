@@ -9,7 +9,7 @@ use crate::kernels::Scratch;
 use crate::kernels::rows::Rotations;
 use crate::model::block::{self, Shape};
 use crate::model::checkpoint::GenerationDefaults;
-use crate::model::config::Config;
+use crate::model::config::{Config, Head};
 use crate::model::rope::{Frequencies, append_angles, clear_angles};
 use crate::model::weights::{Block, Weights};
 use crate::ops;
@@ -49,6 +49,8 @@ pub struct TuneOptions {
     pub gradient_checkpointing: bool,
     /// Seed of what starts at random.
     pub seed: u64,
+    /// A reward model: a head of one number, in place of the tokens' where the checkpoint has that.
+    pub score: bool,
 }
 
 /// Rows packed one after the other.
@@ -170,9 +172,60 @@ impl TuneModel {
         sweep_from(&mut cx, node)
     }
 
+    /// The score of each sequence, read at its last token.
+    ///
+    /// # Errors
+    /// As [`TuneModel::run`].
+    pub fn scores(&mut self, slice: &Slice<'_>) -> Result<Vec<f32>> {
+        let last = self.last(slice)?;
+        let (mut cx, h, head) = self.hidden(slice, last, None, true)?;
+        ops::score(&mut cx, &h, head)
+    }
+
+    /// Adds to `grads` the gradient of any loss that is a function of the scores: `objective` is
+    /// given these and returns the loss's derivatives with respect to them.
+    ///
+    /// # Errors
+    /// As [`TuneModel::run`].
+    ///
+    /// # Panics
+    /// When `objective` returns another number of derivatives.
+    pub fn run_scores(
+        &mut self,
+        slice: &Slice<'_>,
+        grads: &mut Grads,
+        dropout: Dropout,
+        objective: &mut dyn FnMut(&[f32]) -> Vec<f32>,
+    ) -> Result<()> {
+        let last = self.last(slice)?;
+        let (mut cx, h, head) = self.hidden(slice, last, Some((grads, dropout)), true)?;
+        let scores = ops::score(&mut cx, &h, head)?;
+        let d = objective(&scores);
+        let node = ops::score_backward(&mut cx, &h, head, &d)?;
+        drop(h);
+        sweep_from(&mut cx, node)
+    }
+
+    /// The position of each sequence's last token.
+    fn last(&self, slice: &Slice<'_>) -> Result<Vec<usize>> {
+        self.check(slice)?;
+        if self.config.head != Head::Score {
+            return Err(Error::Unsupported("scores of a model with a head for tokens".into()));
+        }
+        let mut end = 0;
+        let last = |&len: &usize| {
+            end += len;
+            end - 1
+        };
+        Ok(slice.spans.iter().filter(|&&len| len > 0).map(last).collect())
+    }
+
     /// Positions with a label, and the labels.
     fn scored(&self, slice: &Slice<'_>) -> Result<(Vec<usize>, Vec<u32>)> {
         self.check(slice)?;
+        if self.config.head != Head::Tokens {
+            return Err(Error::Unsupported("log-probabilities of a reward model".into()));
+        }
         let labels = slice.labels.iter().enumerate();
         Ok(labels.filter_map(|(at, label)| Some((at, (*label)?))).unzip())
     }

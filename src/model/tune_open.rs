@@ -3,12 +3,12 @@
 use crate::error::{Error, Result};
 use crate::format::FileDType;
 use crate::format::hf_config::HfConfig;
-use crate::format::peft::{AdapterFile, Target};
+use crate::format::peft::{AdapterFile, SCORE_KEY, Target};
 use crate::kernels::{Cpu, Scratch};
 use crate::model::adapter::{init_lora, read_adapter};
 use crate::model::builtin::is_builtin;
 use crate::model::checkpoint::{Checkpoint, GenerationDefaults};
-use crate::model::config::Config;
+use crate::model::config::{Config, Head};
 use crate::model::names::{BlockWeight, Layout, Weight};
 use crate::model::source::WeightSource;
 use crate::model::text::text_parts;
@@ -44,8 +44,19 @@ impl TuneModel {
         let text = text_parts(&checkpoint)?;
         let mut params = Params::default();
         let mut trained = None;
+        let mut config = checkpoint.config.clone();
+        if config.head == Head::Score && !options.score {
+            let what = format!("{}: a reward model, which has no tokens to tune", path.display());
+            return Err(Error::Unsupported(what));
+        }
+        if options.score {
+            config.head = Head::Score;
+        }
         let weights = match &options.method {
-            TuneMethod::Full => full(&checkpoint, &checkpoint.config, &mut params)?,
+            TuneMethod::Full => {
+                let source = Scored::new(&checkpoint, &config, options.seed)?;
+                full(&source, &config, &mut params)?
+            }
             TuneMethod::Lora { spec, adapter } => {
                 let file = match adapter {
                     Some(dir) => read_adapter(dir, &checkpoint.config)?,
@@ -54,11 +65,16 @@ impl TuneModel {
                 let narrow = matches!(options.precision, Precision::Bf16);
                 let mut weights = Weights::load_as(&cpu, &checkpoint, narrow)?;
                 attach(&mut weights, &mut params, &file);
+                if options.score {
+                    let source = Scored::new(&checkpoint, &config, options.seed)?;
+                    let score = score_param(&source, file.score.as_deref(), &mut params)?;
+                    weights.lm_head = Linear::new(score, None);
+                }
                 trained = Some(file);
                 weights
             }
         };
-        let Checkpoint { config, generation, .. } = checkpoint;
+        let Checkpoint { generation, .. } = checkpoint;
         let mut model =
             TuneModel::new(path, config, text, generation, params, weights, options, cpu);
         if let Some(file) = trained {
@@ -73,7 +89,10 @@ impl TuneModel {
             let why = "an adapter needs weights to adapt; random weights are trained in full";
             return Err(Error::config("method", "lora", why));
         }
-        let config = Config::from_hf(&HfConfig::read(config_path)?)?;
+        let mut config = Config::from_hf(&HfConfig::read(config_path)?)?;
+        if options.score {
+            config.head = Head::Score;
+        }
         let dir =
             config_path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
         let text = match dir.join("tokenizer.json").is_file() {
@@ -173,11 +192,72 @@ fn full(source: &dyn WeightSource, config: &Config, params: &mut Params) -> Resu
         blocks.push(Block { attn_norm, wq, wk, wv, wo, ffn_norm, w1, w2, w3 });
     }
     let out_norm = Vector::Param(must(Weight::OutNorm)?);
-    let lm_head = match config.tie_embeddings {
-        true => tok_emb.clone(),
-        false => matrix(Weight::LmHead, must(Weight::LmHead)?),
+    let lm_head = match config.head {
+        Head::Score => matrix(Weight::Score, must(Weight::Score)?),
+        Head::Tokens if config.tie_embeddings => tok_emb.clone(),
+        Head::Tokens => matrix(Weight::LmHead, must(Weight::LmHead)?),
     };
     Ok(Weights { tok_emb, blocks, out_norm, lm_head: Linear::new(lm_head, None) })
+}
+
+/// A checkpoint with the head of a reward model, its own or a random one.
+struct Scored<'a> {
+    checkpoint: &'a Checkpoint,
+    config: &'a Config,
+    random: Random<'a>,
+}
+
+impl<'a> Scored<'a> {
+    fn new(checkpoint: &'a Checkpoint, config: &'a Config, seed: u64) -> Result<Scored<'a>> {
+        let deviation = match checkpoint.path.join("config.json") {
+            file if file.is_file() => initializer_range(&file)?,
+            _ => INIT_DEVIATION,
+        };
+        Ok(Scored { checkpoint, config, random: Random { config, seed, deviation } })
+    }
+
+    /// Whether a weight comes from the checkpoint.
+    fn is_there(&self, weight: Weight) -> bool {
+        weight != Weight::Score || self.checkpoint.config.head == Head::Score
+    }
+}
+
+impl WeightSource for Scored<'_> {
+    fn config(&self) -> &Config {
+        self.config
+    }
+
+    fn dtype(&self, weight: Weight) -> Result<Option<FileDType>> {
+        match self.is_there(weight) {
+            true => WeightSource::dtype(self.checkpoint, weight),
+            false => self.random.dtype(weight),
+        }
+    }
+
+    fn rows(&self, weight: Weight, rows: std::ops::Range<usize>, out: &mut [f32]) -> Result<()> {
+        match self.is_there(weight) {
+            true => self.checkpoint.rows(weight, rows, out),
+            false => self.random.rows(weight, rows, out),
+        }
+    }
+
+    fn raw_rows(&self, _: Weight, _: std::ops::Range<usize>, _: &mut [u8]) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+/// The score head beside an adapter: `known`, or what the source has.
+fn score_param(source: &Scored<'_>, known: Option<&[f32]>, params: &mut Params) -> Result<Matrix> {
+    let shape = source.config.shape(Weight::Score);
+    let mut value = Buffer::zeroed(shape.iter().product());
+    match known {
+        Some(known) => value.copy_from_slice(known),
+        None => source.rows(Weight::Score, 0..1, &mut value)?,
+    }
+    let (n, k) = (shape[0], shape[1]);
+    let name = SCORE_KEY.to_owned();
+    let id = params.push(Param { name, shape, decay: true, value, low: None });
+    Ok(Matrix { n, k, data: MatrixData::Param(id) })
 }
 
 /// Normally distributed matrices, norms of one, biases of zero.
@@ -210,7 +290,8 @@ impl WeightSource for Random<'_> {
         let absent = match weight {
             Weight::Block(_, w) if w.is_attention_bias() => !self.config.attention_bias,
             Weight::Block(_, w) if w.is_mlp_bias() => !self.config.mlp_bias,
-            Weight::LmHead => self.config.tie_embeddings,
+            Weight::LmHead => self.config.tie_embeddings || self.config.head != Head::Tokens,
+            Weight::Score => self.config.head != Head::Score,
             _ => false,
         };
         Ok((!absent).then_some(FileDType::F32))
@@ -275,7 +356,7 @@ fn attach(weights: &mut Weights, params: &mut Params, file: &AdapterFile) {
     }
 }
 
-/// Adds an adapter that stays as it is.
+/// Adds an adapter that stays as it is; one with a score head makes a reward model.
 pub(super) fn attach_fixed(weights: &mut Weights, file: &AdapterFile) {
     let r = file.spec.r;
     let dense = |n: usize, k: usize, values: &[f32]| {
@@ -287,5 +368,8 @@ pub(super) fn attach_fixed(weights: &mut Weights, file: &AdapterFile) {
         let (n, k) = (linear.w.n, linear.w.k);
         let (a, b) = (dense(r, k, &pair.a), dense(n, r, &pair.b));
         linear.loras.push(Lora { a, b, scale: file.spec.scale(), dropout: 0.0, key: 0 });
+    }
+    if let Some(score) = &file.score {
+        weights.lm_head = Linear::new(dense(1, score.len(), score), None);
     }
 }

@@ -2,11 +2,11 @@
 
 use crate::error::{Error, Result};
 use crate::format::FileDType;
-use crate::format::peft::{AdapterFile, LoraPair};
+use crate::format::peft::{AdapterFile, LoraPair, SCORE_KEY};
 use crate::model::adapter::write_adapter;
 use crate::model::builtin::is_builtin;
 use crate::model::checkpoint::Checkpoint;
-use crate::model::config::Config;
+use crate::model::config::{Config, Head};
 use crate::model::export::{Extras, TextSource, WriteOptions, write_hf_files};
 use crate::model::names::{Layout, Weight};
 use crate::model::source::WeightSource;
@@ -51,7 +51,9 @@ impl TuneModel {
             let (a, b) = (params[0].value.to_vec(), params[1].value.to_vec());
             pairs.push(LoraPair { layer, target, a, b });
         }
-        AdapterFile { spec: spec.clone(), pairs }
+        let score = self.params.0.iter().find(|param| param.name == SCORE_KEY);
+        let score = score.map(|param| param.value.to_vec());
+        AdapterFile { spec: spec.clone(), pairs, score }
     }
 
     fn param_of(&self, weight: Weight) -> Result<&Param> {
@@ -71,7 +73,8 @@ impl WeightSource for TuneModel {
             Weight::Block(_, w) if w.is_attention_bias() || w.is_mlp_bias() => {
                 self.param_of(weight).is_err()
             }
-            Weight::LmHead => self.config.tie_embeddings,
+            Weight::LmHead => self.config.tie_embeddings || self.config.head != Head::Tokens,
+            Weight::Score => self.config.head != Head::Score,
             _ => false,
         };
         Ok((!absent).then_some(FileDType::F32))

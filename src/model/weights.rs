@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::{FileDType, TensorFile, TensorInfo};
 use crate::kernels::Cpu;
 use crate::model::checkpoint::Checkpoint;
+use crate::model::config::Head;
 use crate::model::names::{BlockWeight, Weight};
 use crate::model::panel_cache::{self, PanelCache};
 use crate::ops::Linear;
@@ -51,7 +52,7 @@ pub struct Weights {
     pub blocks: Vec<Block>,
     /// Norm before the head, `[dim]`.
     pub out_norm: Vector,
-    /// Output head, [vocab, dim]; shares the table's memory when tied.
+    /// Output head, [vocab, dim]; shares the table's memory when tied. Of a reward model [1, dim].
     pub lm_head: Linear,
 }
 
@@ -189,7 +190,11 @@ impl<'a> Loader<'a> {
         let (loader, checkpoint) = (self, self.checkpoint);
         let tied = checkpoint.config.tie_embeddings;
         let tok_emb = loader.matrix(Weight::TokEmb, tied)?;
-        let lm_head = if tied { tok_emb.clone() } else { loader.matrix(Weight::LmHead, true)? };
+        let lm_head = match checkpoint.config.head {
+            Head::Score => loader.matrix(Weight::Score, true)?,
+            Head::Tokens if tied => tok_emb.clone(),
+            Head::Tokens => loader.matrix(Weight::LmHead, true)?,
+        };
         let blocks = (0..checkpoint.config.n_layers)
             .map(|layer| {
                 let linear = |w: BlockWeight, bias: BlockWeight| -> Result<Linear> {

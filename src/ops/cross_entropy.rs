@@ -135,17 +135,18 @@ fn scores<'w>(
         }
     }
     Ok(match (x.node, dx) {
-        (Some(x), Some(dx)) => cx.push(CrossEntropy { x, dx }),
+        (Some(x), Some(dx)) => cx.push(Given { x, dx }),
         _ => None,
     })
 }
 
-struct CrossEntropy {
-    x: NodeId,
-    dx: Rows,
+/// The end of a tape: a value whose derivative is known already.
+pub(super) struct Given {
+    pub(super) x: NodeId,
+    pub(super) dx: Rows,
 }
 
-impl<'w> Backward<'w> for CrossEntropy {
+impl<'w> Backward<'w> for Given {
     fn backward(
         self: Box<Self>,
         cx: &mut Cx<'_, 'w>,

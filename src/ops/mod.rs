@@ -12,6 +12,7 @@ mod lora;
 mod rms_norm;
 mod rope;
 mod scale;
+mod score;
 mod select;
 mod swiglu;
 
@@ -24,5 +25,6 @@ pub use lora::Lora;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use scale::scale;
+pub use score::{score, score_backward};
 pub use select::select;
 pub use swiglu::swiglu;

@@ -148,7 +148,7 @@ pub fn accumulate<M: Trainee>(
             return Ok(total);
         }
         dropout.first_row += one.ids.len() as u64;
-        dropout.first_kept += one.n_scored() as u64;
+        dropout.first_kept += model.kept(&one.slice()) as u64;
     }
     Ok(total)
 }

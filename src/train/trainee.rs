@@ -34,6 +34,10 @@ pub trait Trainee {
     fn units(&self, slice: &Slice<'_>) -> usize {
         slice.labels.iter().flatten().count()
     }
+    /// Rows that go on after the last attention: dropout masks are counted through them.
+    fn kept(&self, slice: &Slice<'_>) -> usize {
+        slice.labels.iter().flatten().count()
+    }
     /// Whether a unit's loss is the negative log-likelihood of a token.
     fn scores_tokens(&self) -> bool {
         true

@@ -4,7 +4,7 @@
 use crate::support::engine::{append, load};
 use crate::support::gguf::Draft;
 use puna::format::FileDType;
-use puna::model::config::{Config, RopeConfig, RopePairing, RopeScaling};
+use puna::model::config::{Config, Head, RopeConfig, RopePairing, RopeScaling};
 use puna::model::llama::{KvType, LogitsFor, Model, Segment};
 use puna::model::names::{BlockWeight, Weight};
 use puna::rng::Rng;
@@ -55,6 +55,7 @@ pub fn random_draft() -> Draft {
         vocab_size: 150,
         norm_eps: 1e-5,
         tie_embeddings: true,
+        head: Head::Tokens,
         attention_bias: false,
         mlp_bias: false,
         rope: RopeConfig {

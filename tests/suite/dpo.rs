@@ -147,11 +147,17 @@ fn what_is_no_pair_is_named() {
         ),
         (set("paired_text_to_text", json!({"prompt": "a", "chosen": "b"})), "rejected"),
         (
-            set("text_to_scored_textlist", json!({"input": "a", "output": [{"score": 1, "text": "b"}]})),
+            set(
+                "text_to_scored_textlist",
+                json!({"input": "a", "output": [{"score": 1, "text": "b"}]}),
+            ),
             "1 answers, wanted two",
         ),
         (
-            set("paired_conversation", json!({"chosen": talk("assistant"), "rejected": talk("user")})),
+            set(
+                "paired_conversation",
+                json!({"chosen": talk("assistant"), "rejected": talk("user")}),
+            ),
             "key \"rejected\": the last message is not the assistant's",
         ),
     ];

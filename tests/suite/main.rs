@@ -21,6 +21,7 @@ mod model_gradients;
 mod model_parity;
 mod panel_cache;
 mod quickstart;
+mod reward;
 mod schedules;
 mod session;
 mod sliding_window;

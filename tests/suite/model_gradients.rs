@@ -20,7 +20,14 @@ fn fixture(model: &str) -> PathBuf {
 }
 
 fn options(precision: Precision, method: TuneMethod, checkpointing: bool) -> TuneOptions {
-    TuneOptions { threads: 2, precision, method, gradient_checkpointing: checkpointing, seed: 1 }
+    TuneOptions {
+        threads: 2,
+        precision,
+        method,
+        gradient_checkpointing: checkpointing,
+        seed: 1,
+        score: false,
+    }
 }
 
 fn open(path: &Path, options: &TuneOptions) -> TuneModel {

@@ -5,7 +5,7 @@ use crate::support::engine::{append, load};
 use crate::support::gguf::Draft;
 use puna::format::FileDType;
 use puna::format::gguf::keys;
-use puna::model::config::{Config, RopeConfig, RopePairing, RopeScaling};
+use puna::model::config::{Config, Head, RopeConfig, RopePairing, RopeScaling};
 use puna::model::llama::{KvType, Model};
 use puna::model::names::{BlockWeight, Weight};
 use puna::rng::Rng;
@@ -30,6 +30,7 @@ fn draft(sliding_window: Option<usize>) -> Draft {
         vocab_size: 60,
         norm_eps: 1e-5,
         tie_embeddings: false,
+        head: Head::Tokens,
         attention_bias: false,
         mlp_bias: false,
         rope: RopeConfig {
@@ -49,6 +50,7 @@ fn draft(sliding_window: Option<usize>) -> Draft {
         .filter_map(|weight| {
             use BlockWeight::*;
             let shape = match weight {
+                Weight::Score => return None,
                 Weight::TokEmb | Weight::LmHead => vec![config.vocab_size, config.dim],
                 Weight::OutNorm => vec![config.dim],
                 Weight::Block(_, w) => match w {

@@ -95,6 +95,7 @@ fn options(args: &BenchArgs, threads: usize) -> TuneOptions {
             Some(Method::Full) | None => TuneMethod::Full,
         },
         gradient_checkpointing: false,
+        score: false,
         seed: args.common.seed,
     }
 }

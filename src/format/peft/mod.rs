@@ -219,7 +219,12 @@ pub struct AdapterFile {
     pub spec: LoraSpec,
     /// One for every block and target, block by block, targets in their order.
     pub pairs: Vec<LoraPair>,
+    /// Head of a reward model, `[dim]`.
+    pub score: Option<Vec<f32>>,
 }
+
+/// Key of the head of a reward model in an adapter file.
+pub const SCORE_KEY: &str = "base_model.model.score.weight";
 
 impl AdapterFile {
     /// The matrices of a layer; `None` where it has no adapter.

@@ -7,7 +7,9 @@ use std::path::Path;
 use half::{bf16, f16};
 use serde_json::{Map, Value};
 
-use super::{AdapterFile, CONFIG_NAME, LinearShapes, LoraPair, LoraSpec, Target, WEIGHTS_NAME};
+use super::{
+    AdapterFile, CONFIG_NAME, LinearShapes, LoraPair, LoraSpec, SCORE_KEY, Target, WEIGHTS_NAME,
+};
 use crate::error::{Error, Result};
 use crate::format::hf_config::read_limited;
 use crate::format::mmap::Access;
@@ -17,13 +19,12 @@ use crate::format::{FileDType, TensorFile, TensorInfo, safetensors};
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// Keys that must be absent, null, false or empty, and what a value there asks for.
-const MUST_BE_OFF: [(&str, &str); 19] = [
+const MUST_BE_OFF: [(&str, &str); 18] = [
     ("use_dora", "DoRA, which scales the columns of the adapted weight, is not computed"),
     ("use_qalora", "QA-LoRA pools the input in groups, which is not computed"),
     ("use_bdlora", "block-diagonal LoRA is not computed"),
     ("fan_in_fan_out", "the linear layers of LLaMA store [out, in]"),
     ("lora_bias", "a bias on lora_B is not computed"),
-    ("modules_to_save", "whole modules beside the adapter are not read"),
     ("trainable_token_indices", "trained embeddings beside the adapter are not read"),
     ("target_parameters", "only linear layers can have an adapter"),
     ("rank_pattern", "one rank for all layers is wanted"),
@@ -50,7 +51,7 @@ const HARMLESS_INIT: [&str; 4] = ["gaussian", "orthogonal", "eva", "true"];
 /// misshapen tensor, and values that are not finite; [`Error::Config`] for settings of the wrong
 /// kind; [`Error::Unsupported`] for those that are not computed, and for pickled weights.
 pub fn read(dir: &Path, shapes: &LinearShapes) -> Result<AdapterFile> {
-    let spec = read_spec(dir)?;
+    let (spec, has_score) = read_settings(dir)?;
     let weights = dir.join(WEIGHTS_NAME);
     if !weights.exists() {
         let pickle = dir.join("adapter_model.bin");
@@ -63,8 +64,16 @@ pub fn read(dir: &Path, shapes: &LinearShapes) -> Result<AdapterFile> {
         });
     }
     let files = safetensors::open(&weights, Access::Map)?;
-    let pairs = read_pairs(&weights, &files, &spec, shapes)?;
-    Ok(AdapterFile { spec, pairs })
+    let score = match has_score {
+        true => {
+            let missing = || Error::format(&weights, format!("tensor {SCORE_KEY} is missing"));
+            let tensor = files.get(SCORE_KEY).ok_or_else(missing)?;
+            Some(values(&weights, &files, tensor, &[1, shapes.dim])?)
+        }
+        false => None,
+    };
+    let pairs = read_pairs(&weights, &files, &spec, shapes, has_score)?;
+    Ok(AdapterFile { spec, pairs, score })
 }
 
 /// Reads the settings alone.
@@ -72,6 +81,11 @@ pub fn read(dir: &Path, shapes: &LinearShapes) -> Result<AdapterFile> {
 /// # Errors
 /// As [`read`].
 pub fn read_spec(dir: &Path) -> Result<LoraSpec> {
+    Ok(read_settings(dir)?.0)
+}
+
+/// The settings, and whether the head of a reward model lies beside the matrices.
+fn read_settings(dir: &Path) -> Result<(LoraSpec, bool)> {
     let path = dir.join(CONFIG_NAME);
     if dir.is_dir() && !path.exists() {
         return Err(Error::format(dir, format!("no {CONFIG_NAME} in this directory")));
@@ -79,7 +93,8 @@ pub fn read_spec(dir: &Path) -> Result<LoraSpec> {
     let bytes = read_limited(&path, MAX_CONFIG_BYTES)?;
     let map = serde_json::from_slice(&bytes)
         .map_err(|e| Error::format(&path, format!("not a JSON object: {e}")))?;
-    Settings { path: &path, map }.spec()
+    let settings = Settings { path: &path, map };
+    Ok((settings.spec()?, settings.has_score()?))
 }
 
 struct Settings<'a> {
@@ -154,6 +169,24 @@ impl Settings<'_> {
         };
         spec.check(&format!("{}: lora_", self.path.display()))?;
         Ok(spec)
+    }
+
+    /// Whether `modules_to_save` is the head of a reward model. PEFT also lists `classifier`, which
+    /// no LLaMA has.
+    fn has_score(&self) -> Result<bool> {
+        let Some(value) = self.get("modules_to_save") else { return Ok(false) };
+        let names: Option<Vec<&str>> =
+            value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+        match names.as_deref() {
+            Some([]) => Ok(false),
+            Some(names) if names.iter().all(|name| ["score", "classifier"].contains(name)) => {
+                Ok(true)
+            }
+            _ => {
+                let why = "of whole modules beside the adapter only \"score\" is read";
+                Err(self.unsupported("modules_to_save", value, why))
+            }
+        }
     }
 
     fn refuse_the_rest(&self) -> Result<()> {
@@ -260,8 +293,9 @@ fn read_pairs(
     files: &TensorFile,
     spec: &LoraSpec,
     shapes: &LinearShapes,
+    has_score: bool,
 ) -> Result<Vec<LoraPair>> {
-    let mut wanted = HashSet::new();
+    let mut wanted: HashSet<String> = has_score.then(|| SCORE_KEY.to_owned()).into_iter().collect();
     let mut pairs = Vec::with_capacity(shapes.n_layers * spec.targets.len());
     for layer in 0..shapes.n_layers {
         for &target in &spec.targets {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{AdapterFile, CONFIG_NAME, LoraSpec, WEIGHTS_NAME};
+use super::{AdapterFile, CONFIG_NAME, LoraSpec, SCORE_KEY, WEIGHTS_NAME};
 use crate::error::{Error, Result};
 use crate::format::FileDType;
 use crate::format::safetensors_write::{SafetensorsWriter, TensorSpec};
@@ -17,7 +17,11 @@ use crate::format::stage::{sync_dir, write_file};
 /// # Errors
 /// [`Error::Io`]; [`Error::Shape`] for matrices that are not of the adapter's rank.
 pub fn write(dir: &Path, adapter: &AdapterFile, base: &str) -> Result<()> {
-    let mut tensors = Vec::with_capacity(2 * adapter.pairs.len());
+    let mut tensors = Vec::with_capacity(2 * adapter.pairs.len() + 1);
+    if let Some(score) = &adapter.score {
+        let (name, shape) = (SCORE_KEY.to_owned(), vec![1, score.len()]);
+        tensors.push((TensorSpec { name, dtype: FileDType::F32, shape }, score));
+    }
     for pair in &adapter.pairs {
         for (half, values) in [("lora_A", &pair.a), ("lora_B", &pair.b)] {
             let key = pair.target.key(pair.layer, half);
@@ -49,7 +53,7 @@ pub fn write(dir: &Path, adapter: &AdapterFile, base: &str) -> Result<()> {
             file.write(&bytes)?;
         }
         file.finish()?;
-        let settings = format!("{:#}\n", settings(&adapter.spec, base));
+        let settings = format!("{:#}\n", settings(&adapter.spec, base, adapter.score.is_some()));
         write_file(&dir.join(CONFIG_NAME), settings.as_bytes())?;
         sync_dir(dir)
     })();
@@ -61,7 +65,7 @@ pub fn write(dir: &Path, adapter: &AdapterFile, base: &str) -> Result<()> {
 }
 
 /// The settings with the keys that every version of PEFT with rsLoRA knows.
-fn settings(spec: &LoraSpec, base: &str) -> Value {
+fn settings(spec: &LoraSpec, base: &str, has_score: bool) -> Value {
     let mut targets: Vec<&str> = spec.targets.iter().map(|target| target.hf_name()).collect();
     targets.sort_unstable();
     json!({
@@ -76,13 +80,13 @@ fn settings(spec: &LoraSpec, base: &str) -> Value {
         "layers_to_transform": null,
         "lora_alpha": number(spec.alpha),
         "lora_dropout": number_of(spec.dropout),
-        "modules_to_save": null,
+        "modules_to_save": if has_score { json!(["score"]) } else { Value::Null },
         "peft_type": "LORA",
         "r": spec.r,
         "rank_pattern": {},
         "revision": null,
         "target_modules": targets,
-        "task_type": "CAUSAL_LM",
+        "task_type": if has_score { "SEQ_CLS" } else { "CAUSAL_LM" },
         "use_dora": false,
         "use_rslora": spec.use_rslora,
     })

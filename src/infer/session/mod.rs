@@ -128,6 +128,7 @@ impl Session {
     /// Settings out of range, a context of 0 or larger than the system gives, stop strings or text
     /// without a tokenizer.
     pub fn new(model: Arc<Model>, options: SessionOptions) -> Result<Session> {
+        model.check_speaks()?;
         let vocab_size = model.config.vocab_size;
         let cache = model.new_cache(options.ctx, options.kv_type)?;
         let sampler = Sampler::new(options.sampler, vocab_size, options.stream)?;

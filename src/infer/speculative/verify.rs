@@ -27,6 +27,7 @@ pub fn generate_speculative(
     cancel: &AtomicBool,
     sink: &mut Sink<'_>,
 ) -> Result<Generation> {
+    model.check_speaks()?;
     let vocab_size = model.config.vocab_size;
     check_prompt(prompt, vocab_size, context.capacity())?;
     if options.n != 1 {

@@ -45,6 +45,7 @@ fn the_walk_takes_what_the_pass_takes() {
                         method,
                         gradient_checkpointing,
                         seed: 1,
+                        score: false,
                     };
                     let mut model = TuneModel::open(&dir, &options).expect("a fixture");
                     let slice = SliceSize { tokens: 96, longest: 40 };
@@ -86,6 +87,7 @@ fn absurd_sizes_do_not_overflow() {
         precision: Precision::F32,
         method: TuneMethod::Full,
         gradient_checkpointing: false,
+        score: false,
         seed: 1,
     };
     let weights = WeightBytes { f32: u64::MAX / 2, ..WeightBytes::default() };

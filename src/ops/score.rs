@@ -1,0 +1,49 @@
+//! The head of a reward model: one number a row.
+
+use super::cross_entropy::Given;
+use crate::autograd::{Cx, NodeId, Var};
+use crate::error::Result;
+use crate::kernels::matmul::{Factor, gemm, weight};
+use crate::kernels::{Floats, FloatsMut};
+use crate::tensor::Matrix;
+
+/// `x headᵀ` of `x` [m, dim] and `head` [1, dim], one number a row; nothing is recorded.
+///
+/// # Errors
+/// When the head is stored for look-ups only.
+pub fn score<'w>(cx: &mut Cx<'_, 'w>, x: &Var<'w>, head: &'w Matrix) -> Result<Vec<f32>> {
+    let [m, dim] = x.rows.dims2();
+    let precision = cx.precision();
+    let mut out = vec![0.0; m];
+    let (rows, w) = (Factor::plain(x.rows.floats(), m, dim), weight(head, cx.params)?.t());
+    gemm(cx.cpu, cx.scratch, precision, FloatsMut::F32(&mut out), false, 1.0, rows, w);
+    Ok(out)
+}
+
+/// The node through which the derivatives `d` of a loss with respect to [`score`] flow into `x` and
+/// `head`; [`crate::autograd::sweep`] is to start from it with 1 [1, 1].
+///
+/// # Errors
+/// As [`score`].
+pub fn score_backward<'w>(
+    cx: &mut Cx<'_, 'w>,
+    x: &Var<'w>,
+    head: &'w Matrix,
+    d: &[f32],
+) -> Result<Option<NodeId>> {
+    let [m, dim] = x.rows.dims2();
+    assert_eq!(m, d.len(), "a derivative a row");
+    let precision = cx.precision();
+    let dout = || Factor::plain(Floats::F32(d), m, 1);
+    if let (Some(id), Some(grads)) = (head.param(), cx.grads.as_deref_mut()) {
+        // dw += dᵀ x
+        let dw = FloatsMut::F32(grads.get_mut(id));
+        let rows = Factor::plain(x.rows.floats(), m, dim);
+        gemm(cx.cpu, cx.scratch, precision, dw, true, 1.0, dout().t(), rows);
+    }
+    let Some(node) = x.node.filter(|_| cx.is_recording()) else { return Ok(None) };
+    let mut dx = cx.take_f32(m, dim);
+    let w = weight(head, cx.params)?;
+    gemm(cx.cpu, cx.scratch, precision, dx.floats_mut(), false, 1.0, dout(), w);
+    Ok(cx.push(Given { x: node, dx }))
+}

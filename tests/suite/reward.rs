@@ -1,0 +1,172 @@
+//! `puna reward` and `puna eval reward` as a user meets them.
+
+use crate::support::fixture;
+use crate::support::program::{Run, puna};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+struct Place(TempDir);
+
+impl Place {
+    fn new(files: &[(&str, Value)]) -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, value) in files {
+            fs::write(dir.path().join(name), value.to_string()).unwrap();
+        }
+        Place(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn train(&self, args: &[&str]) -> Run {
+        let (data, out) = (self.text("pairs.json"), self.text("judge"));
+        let all = ["reward", "builtin", "--dataset", &data, "--output", &out, "--threads=2"];
+        puna(&all.iter().chain(args).copied().collect::<Vec<_>>())
+    }
+
+    fn eval(&self, model: &str, data: &str, args: &[&str]) -> Run {
+        let data = self.text(data);
+        let all = ["eval", "reward", model, "--dataset", &data, "--json"];
+        puna(&all.iter().chain(args).copied().collect::<Vec<_>>())
+    }
+}
+
+const ANIMALS: [&str; 8] = ["cat", "dog", "owl", "fox", "bee", "cow", "elk", "hen"];
+
+fn answers(animal: &str) -> (String, String, String) {
+    let prompt = format!("Name one animal, but not the {animal}: ");
+    (prompt, "The ant.".into(), "The ant!!! Wow!!!".into())
+}
+
+/// Short answers are preferred to loud ones.
+fn pairs() -> Value {
+    let one = |animal: &&str| {
+        let (prompt, chosen, rejected) = answers(animal);
+        json!({"prompt": prompt, "chosen": chosen, "rejected": rejected, "margin": 0.5})
+    };
+    json!({"type": "paired_text_to_text", "instances": ANIMALS.iter().map(one).collect::<Vec<_>>()})
+}
+
+fn lists() -> Value {
+    let one = |animal: &&str| {
+        let (prompt, good, bad) = answers(animal);
+        json!({"input": prompt, "output": [bad, good, "The bat!!! Wow!!!"]})
+    };
+    json!({"type": "text_to_textlist", "instances": ANIMALS.iter().map(one).collect::<Vec<_>>()})
+}
+
+#[test]
+fn a_reward_model_learns_what_is_preferred_and_scores_answers() {
+    for method in ["full", "lora"] {
+        let place = Place::new(&[("pairs.json", pairs()), ("answers.json", lists())]);
+        let (rate, lora) = match method {
+            "lora" => ("--learning-rate=0.01", &["--lora-target-modules=all-linear"][..]),
+            _ => ("--learning-rate=0.0003", &[][..]),
+        };
+        let method = format!("--method={method}");
+        let args = [&method, rate, "--max-steps=12", "--batch-size=4", "--json", "--margin"];
+        let run = place.train(&[&args[..], lora].concat()).done();
+        assert_eq!(run.json()[0]["steps"], 12);
+        let metrics = fs::read_to_string(place.path("judge/metrics.jsonl")).unwrap();
+        let last: Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+        assert!(last["reward_accuracy"] == 1.0 && last["loss"].as_f64() < Some(0.5), "{last}");
+
+        let judge = place.text("judge");
+        let adapter = ["--adapter", &judge];
+        let (model, with) =
+            if lora.is_empty() { (&*judge, &[][..]) } else { ("builtin", &adapter[..]) };
+        let run = place.eval(model, "pairs.json", with).done();
+        let found = &run.json()[0];
+        assert_eq!((&found["metric"], &found["n"]), (&json!("reward_accuracy"), &json!(8)));
+        assert_eq!(found["value"], 1.0, "{method}");
+
+        let (scored, each) = (place.text("scored.json"), place.text("each.jsonl"));
+        let args = ["--output", &scored, "--per-instance", &each];
+        let run = place.eval(model, "answers.json", &[with, &args].concat()).done();
+        assert_eq!(run.json()[0]["n"], 24);
+        let scored: Value = serde_json::from_str(&fs::read_to_string(scored).unwrap()).unwrap();
+        assert_eq!(scored["type"], "text_to_scored_textlist");
+        let lines = fs::read_to_string(each).unwrap();
+        for (line, instance) in lines.lines().zip(scored["instances"].as_array().unwrap()) {
+            let line: Value = serde_json::from_str(line).unwrap();
+            assert_eq!(line["best"], 1, "{method}: {line}");
+            assert_eq!(line["scores"][1], instance["output"][1]["score"]);
+            assert_eq!(instance["output"][1]["text"], "The ant.");
+        }
+        // What was scored is what dpo reads.
+        let out = place.text("better");
+        let scored = place.text("scored.json");
+        puna(&["dpo", "builtin", "--dataset", &scored, "--output", &out, "--max-steps=1"]).done();
+
+        // It does not speak.
+        let mut words = vec!["generate", model, "-p", "a"];
+        words.extend(with);
+        let run = puna(&words);
+        assert!(run.status == Some(1) && run.stderr.contains("eval reward"), "{}", run.stderr);
+    }
+}
+
+#[test]
+fn what_is_merged_scores_the_same_and_gguf_is_refused() {
+    let place = Place::new(&[("pairs.json", pairs()), ("answers.json", lists())]);
+    let args = ["--method=lora", "--learning-rate=0.01", "--max-steps=3"];
+    place.train(&args).done();
+    let (judge, merged) = (place.text("judge"), place.text("merged"));
+    puna(&["merge", "builtin", "--adapter", &judge, &merged, "--dtype=F32"]).done();
+    let value = |model: &str, with: &[&str]| {
+        let run = place.eval(model, "answers.json", with).done();
+        run.json()[0]["value"].as_f64().unwrap()
+    };
+    let exact = value("builtin", &["--adapter", &judge, "--exact"]);
+    let same = value(&merged, &[]);
+    assert!((exact - same).abs() < 1e-4 * exact.abs().max(1.0), "{exact} {same}");
+    let gguf = place.text("merged.gguf");
+    let run = puna(&["convert", &merged, &gguf]);
+    assert!(run.status == Some(1) && run.stderr.contains("reward model"), "{}", run.stderr);
+    assert!(!Path::new(&gguf).exists());
+    // A reward model goes on as one, and is no model for tokens.
+    let (data, out) = (place.text("pairs.json"), place.text("again"));
+    let on = ["reward", &merged, "--dataset", &data, "--output", &out, "--max-steps=1"];
+    puna(&on).done();
+    let run = puna(&["dpo", &merged, "--dataset", &data, "--output", &place.text("x")]);
+    assert!(run.status == Some(1) && run.stderr.contains("reward model"), "{}", run.stderr);
+}
+
+#[test]
+fn a_model_without_a_tokenizer_says_so() {
+    // The scores themselves are compared in `align::reward`'s tests, by token ids.
+    let place = Place::new(&[("pairs.json", pairs())]);
+    let model = fixture::dir("mini-mha").join("reward-model");
+    let run = place.eval(&model.display().to_string(), "pairs.json", &[]);
+    assert!(run.status == Some(1) && run.stderr.contains("tokenizer"), "{}", run.stderr);
+}
+
+#[test]
+fn what_cannot_be_scored_is_named() {
+    let text = json!({"type": "text_only", "instances": [{"text": "a"}]});
+    let empty =
+        json!({"type": "text_to_textlist", "instances": [{"input": "a", "output": ["b", ""]}]});
+    let place = Place::new(&[("pairs.json", pairs()), ("text.json", text), ("empty.json", empty)]);
+    let run = place.eval("builtin", "pairs.json", &[]);
+    assert!(run.status == Some(1) && run.stderr.contains("puna reward"), "{}", run.stderr);
+    place.train(&["--max-steps=1"]).done();
+    let judge = place.text("judge");
+    for (data, wanted) in [("text.json", "wanted one of text_to_textlist"), ("empty.json", "empty")]
+    {
+        let run = place.eval(&judge, data, &[]);
+        assert!(run.status == Some(1) && run.stderr.contains(wanted), "{}", run.stderr);
+        assert!(run.stderr.contains(data), "{}", run.stderr);
+    }
+    let run = puna(&["eval", "reward", &judge]);
+    assert!(run.status == Some(2) && run.stderr.contains("no data named"), "{}", run.stderr);
+    let run = place.eval(&judge, "pairs.json", &["--output", "x"]);
+    assert!(run.status == Some(2) && run.stderr.contains("--output with pairs"), "{}", run.stderr);
+}
