@@ -3,6 +3,8 @@
 use super::args::{
     Common, HELP, HELP_OF_GROUP, ModelArgs, Threads, check_token_ids, positive, token_ids,
 };
+use super::eval_choice::{self, ChoiceArgs};
+use super::eval_diversity::{self, DiversityArgs};
 use super::eval_reward::{self, RewardEvalArgs};
 use super::failure::Failure;
 use super::interrupt;
@@ -35,6 +37,10 @@ pub struct EvalArgs {
 pub enum Metric {
     /// Negative log-likelihood and perplexity of a text, in sliding windows
     Nll(Box<NllArgs>),
+    /// Multiple choice, as lm-evaluation-harness scores it
+    Choice(Box<ChoiceArgs>),
+    /// How varied answers are: distinct and unique words, msttr-100
+    Diversity(Box<DiversityArgs>),
     /// Scores of answers, or accuracy on pairs, under a reward model
     Reward(Box<RewardEvalArgs>),
 }
@@ -89,6 +95,8 @@ pub struct TextSource {
 pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     match &args.metric {
         Metric::Nll(args) => nll(args),
+        Metric::Choice(args) => eval_choice::run(args),
+        Metric::Diversity(args) => eval_diversity::run(args),
         Metric::Reward(args) => eval_reward::run(args),
     }
 }

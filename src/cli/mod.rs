@@ -11,6 +11,8 @@ pub mod convert;
 pub mod dataset;
 pub mod dpo;
 pub mod eval;
+pub mod eval_choice;
+pub mod eval_diversity;
 pub mod eval_reward;
 pub mod failure;
 pub mod generate;

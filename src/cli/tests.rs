@@ -30,13 +30,15 @@ fn help(path: &[&str]) -> String {
 
 #[test]
 fn every_help_fits_a_screen_and_shows_an_example() {
-    let cases: [(&[&str], usize); 16] = [
+    let cases: [(&[&str], usize); 18] = [
         (&[], 24),
         (&["info"], 26),
         (&["generate"], 44),
         (&["chat"], 32),
         (&["eval"], 24),
         (&["eval", "nll"], 26),
+        (&["eval", "choice"], 34),
+        (&["eval", "diversity"], 18),
         (&["eval", "reward"], 28),
         (&["train"], 92),
         (&["dpo"], 94),

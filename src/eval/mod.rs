@@ -1,7 +1,12 @@
-//! Scores of a model on text. For now: negative log-likelihood and perplexity.
+//! Scores of models on texts, questions and answers, and how sure they are.
 
+pub mod answers;
+pub mod bootstrap;
+pub mod choice;
 pub mod compare;
+pub mod diversity;
 pub mod perplexity;
 pub mod reward;
+pub mod words;
 
 pub use perplexity::{Perplexity, Window, perplexity, windows};

@@ -171,7 +171,7 @@ fn passes(window: Window, vocab_size: usize, max_rows: usize) -> Vec<Pass> {
 
 /// `-log softmax(logits)[target]`, in f64; the largest logit is subtracted so that no exponential
 /// overflows.
-fn token_nll(logits: &[f32], target: u32) -> Result<f64> {
+pub(super) fn token_nll(logits: &[f32], target: u32) -> Result<f64> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
     let nll = f64::from(max) + sum.ln() - f64::from(logits[target as usize]);

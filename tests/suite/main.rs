@@ -12,6 +12,7 @@ mod data_cache;
 mod data_rows;
 mod decode_parity;
 mod dpo;
+mod eval_sets;
 mod floors;
 mod generate_batch;
 mod gradients;

@@ -154,8 +154,18 @@ fn every_contradiction_in_config_json_is_refused_by_key() {
     let table: Vec<(String, &str)> = vec![
         (r#"{"architectures":["GPT2LMHeadModel"]}"#.into(), "GPT2LMHeadModel"),
         (
+            r#"{"architectures":["LlamaForTokenClassification"]}"#.into(),
+            "LlamaForTokenClassification",
+        ),
+        // A reward model has one label; two are transformers' default.
+        (
             r#"{"architectures":["LlamaForSequenceClassification"]}"#.into(),
-            "LlamaForSequenceClassification",
+            "num_labels = 2: wanted 1",
+        ),
+        (
+            r#"{"architectures":["LlamaForSequenceClassification"],"id2label":{"0":"a","1":"b","2":"c"}}"#
+                .into(),
+            "num_labels = 3: wanted 1",
         ),
         (r#"{"architectures":7}"#.into(), "architectures = 7"),
         (r#"{"architectures":"-","model_type":"qwen2"}"#.into(), "qwen2"),
