@@ -182,8 +182,9 @@ pub fn write(path: &Path, key: &str, matrices: &[(String, Arc<PackedMatrix>)]) -
     file.write(&(text.len() as u64).to_le_bytes())?;
     file.write(&Sha256::digest(&text))?;
     file.write(&text)?;
+    // Many matrices leave more than a page.
+    file.write(&vec![0u8; first - HEAD - text.len()])?;
     let padding = [0u8; ALIGN];
-    file.write(&padding[..first - HEAD - text.len()])?;
     for (_, w) in matrices {
         file.write(w.panels())?;
         file.write(&padding[..w.bytes().next_multiple_of(ALIGN) - w.bytes()])?;
@@ -217,6 +218,23 @@ mod tests {
         assert!(cache.get("a", BlockType::Q4_1, 21, 64).is_none());
         assert!(cache.get("a", BlockType::Q4_0, 20, 64).is_none());
         assert!(cache.get("c", BlockType::Q4_0, 21, 64).is_none());
+    }
+
+    #[test]
+    fn a_list_may_leave_more_than_a_page() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf.panels");
+        // Room is made for offsets of sixteen digits; these have four to seven.
+        let name = |i: usize| format!("blk.{i}.ffn_down.weight");
+        for n in [226, 500, 900] {
+            let all: Vec<_> = (0..n).map(|i| (name(i), matrix(i as u8))).collect();
+            write(&path, "key", &all).unwrap();
+            let cache = PanelCache::open(&path, "key").expect("it is whole");
+            for (name, w) in [&all[0], &all[n - 1]] {
+                let found = cache.get(name, w.block(), w.n(), w.k()).expect("it is there");
+                assert_eq!(found.panels(), w.panels());
+            }
+        }
     }
 
     #[test]
