@@ -4,7 +4,7 @@
 //! weights before the first step. Its log-probabilities are computed once, before training, so no
 //! second model is held and no pair costs more than one pass each way.
 
-use super::pairs::{PairRows, PairTrainee, add, number};
+use super::pairs::{PairRows, PairTrainee, add, margins};
 use super::preference::{Objective, Pair};
 use crate::autograd::Dropout;
 use crate::error::Result;
@@ -48,13 +48,8 @@ impl Dpo {
     /// Constants of the objective that mean nothing.
     pub fn new(model: TuneModel, objective: Objective, sets: &[&PairRows]) -> Result<Dpo> {
         objective.check()?;
-        let rows = || sets.iter().flat_map(|set| set.0.rows.iter().zip(&set.0.margins));
-        let n = rows().map(|(row, _)| number(row) + 1).max().unwrap_or(0);
-        let mut known = vec![Known::default(); n];
-        for (row, &margin) in rows() {
-            known[number(row)].margin = margin;
-        }
-        Ok(Dpo { model, objective, known, sums: Sums::default() })
+        let known = margins(sets).into_iter().map(|margin| Known { margin, ..Known::default() });
+        Ok(Dpo { model, objective, known: known.collect(), sums: Sums::default() })
     }
 
     /// Cost of each pair of a slice; with it what is counted.

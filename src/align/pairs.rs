@@ -58,8 +58,19 @@ impl Rows for PairRows {
 }
 
 /// The number of a pair's row.
-pub(super) fn number(row: &Row) -> usize {
+fn number(row: &Row) -> usize {
     row.source.first().map_or(0, |&number| number as usize)
+}
+
+/// The margin of every pair of these sets, by its number.
+pub(super) fn margins(sets: &[&PairRows]) -> Vec<f64> {
+    let rows = || sets.iter().flat_map(|set| set.0.rows.iter().zip(&set.0.margins));
+    let n = rows().map(|(row, _)| number(row) + 1).max().unwrap_or(0);
+    let mut all = vec![0.0; n];
+    for (row, &margin) in rows() {
+        all[number(row)] = margin;
+    }
+    all
 }
 
 /// Adds both of a pair.

@@ -9,7 +9,7 @@
 //! those of Touvron et al. 2023 (arXiv 2307.09288). A score is read at a text's last token; there is
 //! no padding that could be taken for it.
 
-use super::pairs::{PairRows, PairTrainee, add, number};
+use super::pairs::{PairRows, PairTrainee, add, margins};
 use super::preference::{log_sigmoid, sigmoid};
 use crate::autograd::Dropout;
 use crate::error::{Error, Result};
@@ -74,13 +74,7 @@ impl Reward {
     /// Constants of the loss that mean nothing.
     pub fn new(model: TuneModel, loss: RewardLoss, sets: &[&PairRows]) -> Result<Reward> {
         loss.check()?;
-        let rows = || sets.iter().flat_map(|set| set.0.rows.iter().zip(&set.0.margins));
-        let n = rows().map(|(row, _)| number(row) + 1).max().unwrap_or(0);
-        let mut margins = vec![0.0; n];
-        for (row, &margin) in rows() {
-            margins[number(row)] = margin;
-        }
-        Ok(Reward { model, loss, margins, sums: Sums::default() })
+        Ok(Reward { model, loss, margins: margins(sets), sums: Sums::default() })
     }
 
     fn cost(

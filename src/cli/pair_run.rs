@@ -180,6 +180,10 @@ impl PairArgs {
                 "--max-length {max_length}: the model was made for {limit} positions"
             ));
         }
+        if max_length < 2 {
+            let what = "--max-length 1: wanted at least 2, a token and one that it predicts";
+            return Err(Failure::usage(what));
+        }
         if max_prompt_length >= max_length {
             let message = format!(
                 "--max-prompt-length {max_prompt_length}: wanted less than the {max_length} tokens \

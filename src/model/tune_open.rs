@@ -62,6 +62,10 @@ impl TuneModel {
                     Some(dir) => read_adapter(dir, &checkpoint.config)?,
                     None => init_lora(spec, &checkpoint.config, options.seed)?,
                 };
+                if let (Some(_), false, Some(dir)) = (&file.score, options.score, adapter) {
+                    let what = "the adapter of a reward model, which has no tokens to tune";
+                    return Err(Error::Unsupported(format!("{}: {what}", dir.display())));
+                }
                 let narrow = matches!(options.precision, Precision::Bf16);
                 let mut weights = Weights::load_as(&cpu, &checkpoint, narrow)?;
                 attach(&mut weights, &mut params, &file);

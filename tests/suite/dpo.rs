@@ -180,6 +180,7 @@ fn what_is_no_pair_is_named() {
         (&["--beta=0"][..], "wanted a number above 0"),
         (&["--loss=hinge", "--label-smoothing=0.1"][..], "only sigmoid and robust"),
         (&["--max-length=8", "--max-prompt-length=8"][..], "--max-prompt-length 8"),
+        (&["--max-length=1"][..], "--max-length 1: wanted at least 2"),
         (&["--lora-r=4"][..], "--lora-r with --method full"),
     ];
     for (args, wanted) in usage {

@@ -132,6 +132,13 @@ fn what_is_merged_scores_the_same_and_gguf_is_refused() {
     let run = puna(&["convert", &merged, &gguf]);
     assert!(run.status == Some(1) && run.stderr.contains("reward model"), "{}", run.stderr);
     assert!(!Path::new(&gguf).exists());
+    // Its adapter is not tuned for tokens, which would lose the head; nothing is written.
+    let (adapter, lost) = (format!("--adapter={judge}"), place.text("lost"));
+    let data = place.text("pairs.json");
+    let run =
+        puna(&["dpo", "builtin", "--dataset", &data, "--output", &lost, "--method=lora", &adapter]);
+    assert!(run.status == Some(1) && run.stderr.contains("reward model"), "{}", run.stderr);
+    assert!(!Path::new(&lost).exists());
     // A reward model goes on as one, and is no model for tokens.
     let (data, out) = (place.text("pairs.json"), place.text("again"));
     let on = ["reward", &merged, "--dataset", &data, "--output", &out, "--max-steps=1"];
