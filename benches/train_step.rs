@@ -8,8 +8,8 @@ use puna::autograd::Dropout;
 use puna::model::shapes;
 use puna::model::tune::{LoraSpec, Precision, Slice, TuneMethod, TuneModel, TuneOptions};
 use puna::tensor::Grads;
-use puna::train::Trainee;
 use puna::train::optimizer::{OptimArgs, make};
+use puna::train::{Holder, Trainee};
 
 const ROW: usize = 512;
 /// Small, so that the weights stay what they are however many steps are timed.
@@ -47,12 +47,13 @@ fn main() {
                 method: method.clone(),
                 gradient_checkpointing: false,
                 score: false,
+                value: false,
                 seed: 0,
             };
             let mut model = TuneModel::open(&path, &options).expect("it opens");
             let mut optimizer =
-                make("adamw", &OptimArgs::default(), &model.params).expect("it is known");
-            let mut grads = Grads::zeros(&model.params);
+                make("adamw", &OptimArgs::default(), model.params()).expect("it is known");
+            let mut grads = Grads::zeros(model.params());
             group.bench_function(format!("{name} {type_name}"), |b| {
                 b.iter(|| {
                     grads.clear();

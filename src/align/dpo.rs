@@ -8,12 +8,10 @@ use super::pairs::{PairRows, PairTrainee, add, margins};
 use super::preference::{Objective, Pair};
 use crate::autograd::Dropout;
 use crate::error::Result;
-use crate::kernels::Cpu;
 use crate::model::tune::{Slice, SliceLoss, TuneModel};
-use crate::tensor::{Grads, Params};
-use crate::train::trainee::{Measures, Trainee};
+use crate::tensor::Grads;
+use crate::train::trainee::{Measures, Trainee, Tuned};
 use crate::train::{Packed, Rows, budget, slices};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A model in training on pairs.
@@ -50,6 +48,17 @@ impl Dpo {
         objective.check()?;
         let known = margins(sets).into_iter().map(|margin| Known { margin, ..Known::default() });
         Ok(Dpo { model, objective, known: known.collect(), sums: Sums::default() })
+    }
+
+    /// Forgets all pairs; from now on these are known, by their numbers: the reference's summed
+    /// log-probabilities of chosen and rejected, and the margin.
+    pub(super) fn know(&mut self, pairs: impl Iterator<Item = ([f64; 2], f64)>) {
+        self.known = pairs.map(|(reference, margin)| Known { margin, reference }).collect();
+    }
+
+    /// Whether the loss is about a reference.
+    pub(super) fn needs_reference(&self) -> bool {
+        self.objective.needs_reference()
     }
 
     /// Cost of each pair of a slice; with it what is counted.
@@ -106,10 +115,6 @@ fn sums_of(slice: &Slice<'_>, log_probs: &[f32]) -> impl Iterator<Item = (usize,
 }
 
 impl PairTrainee for Dpo {
-    fn tuned(&self) -> &TuneModel {
-        &self.model
-    }
-
     /// Computes the reference's log-probabilities, where the loss needs them.
     fn prepare(
         &mut self,
@@ -144,19 +149,17 @@ impl PairTrainee for Dpo {
     }
 }
 
+impl Tuned for Dpo {
+    fn tuned(&self) -> &TuneModel {
+        &self.model
+    }
+
+    fn tuned_mut(&mut self) -> &mut TuneModel {
+        &mut self.model
+    }
+}
+
 impl Trainee for Dpo {
-    fn cpu(&self) -> &Cpu {
-        self.model.cpu()
-    }
-
-    fn params(&self) -> &Params {
-        &self.model.params
-    }
-
-    fn params_mut(&mut self) -> &mut Params {
-        &mut self.model.params
-    }
-
     fn run(
         &mut self,
         slice: &Slice<'_>,
@@ -202,10 +205,6 @@ impl Trainee for Dpo {
             ("log_prob_chosen".into(), log_probs[0] / n),
             ("log_prob_rejected".into(), log_probs[1] / n),
         ])
-    }
-
-    fn save(&self, dir: &Path) -> Result<()> {
-        self.model.save(dir)
     }
 }
 

@@ -7,9 +7,10 @@ use crate::model::tune::{LoraSpec, Precision, TuneMethod, TuneOptions};
 use crate::train::optimizer::OptimArgs;
 use crate::train::schedule::Schedule;
 use crate::train::watch::Silent;
-use crate::train::{Job, Length, Settings, metrics, train};
+use crate::train::{Holder, Job, Length, Settings, metrics, train};
 use safetensors::SafeTensors;
 use serde_json::Value;
+use std::path::Path;
 
 const DIR: &str = "tests/fixtures/mini-gqa";
 
@@ -57,6 +58,7 @@ fn open(threads: usize, checkpointing: bool) -> TuneModel {
         gradient_checkpointing: checkpointing,
         seed: 0,
         score: false,
+        value: false,
     };
     TuneModel::open(Path::new(DIR), &options).unwrap()
 }
@@ -232,6 +234,7 @@ fn a_run_follows_the_curve_of_trl_and_can_be_resumed() {
                 assert!(line.measures["reward_accuracy"] <= 1.0);
                 step += 1;
             }
+            metrics::Line::Iteration(_) => panic!("a run without iterations"),
             metrics::Line::Eval(line) => {
                 // The pairs are those that are trained on.
                 assert_eq!(line.eval_ppl, None);

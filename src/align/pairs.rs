@@ -1,9 +1,9 @@
 //! Pairs of answers as rows of a training run.
 
-use crate::data::{Pairs, Row};
+use crate::data::{NOT_SCORED, Pairs, Row};
 use crate::error::{Error, Result};
-use crate::model::tune::TuneModel;
 use crate::train::job::digest;
+use crate::train::trainee::Tuned;
 use crate::train::{Rows, Trainee};
 use std::sync::atomic::AtomicBool;
 
@@ -31,6 +31,69 @@ impl PairRows {
         let scored = |row: &Row| row.labels.iter().filter(|&&label| label >= 0).count();
         self.0.rows.iter().map(scored).sum()
     }
+}
+
+impl PairRows {
+    /// Rows of `n` pairs each, for losses that look at a whole group: of each pair in turn the chosen
+    /// answer, the rejected one, and its prompt with the chosen answer of the next pair. A single
+    /// pair that is left over joins the last row.
+    ///
+    /// # Errors
+    /// Fewer than two pairs.
+    pub fn grouped(self, n: usize) -> Result<PairRows> {
+        let PairRows(Pairs { rows, places, first, instances, skipped, truncated, .. }) = self;
+        if rows.len() < 2 {
+            let what = format!("{} pairs, wanted at least 2 that are compared", rows.len());
+            return Err(Error::Data { place: "preference data".into(), what });
+        }
+        let mut ends: Vec<usize> = (n.max(2)..rows.len()).step_by(n.max(2)).collect();
+        ends.pop_if(|end| rows.len() - *end < 2);
+        ends.push(rows.len());
+        let (mut grouped, mut start) = (Pairs::default(), 0);
+        for end in ends {
+            let mut all = Row::default();
+            for at in start..end {
+                let next = if at + 1 < end { at + 1 } else { start };
+                let [chosen, rejected] = documents(&rows[at]);
+                let [other, _] = documents(&rows[next]);
+                append(&mut all, &chosen, number(&rows[at]));
+                append(&mut all, &rejected, number(&rows[at]));
+                append(&mut all, &mismatch(&chosen, &other), number(&rows[at]));
+            }
+            grouped.rows.push(all);
+            grouped.margins.push(0.0);
+            grouped.places.push(places[start..end].join("; "));
+            start = end;
+        }
+        Ok(PairRows(Pairs { first, instances, skipped, truncated, ..grouped }))
+    }
+}
+
+/// Ids and labels of a document.
+type Document = (Vec<u32>, Vec<i32>);
+
+/// Chosen and rejected of a pair's row.
+fn documents(row: &Row) -> [Document; 2] {
+    let (a, b) = row.ids.split_at(row.spans[0] as usize);
+    let (of_a, of_b) = row.labels.split_at(row.spans[0] as usize);
+    [(a.to_vec(), of_a.to_vec()), (b.to_vec(), of_b.to_vec())]
+}
+
+/// The prompt of one document with the answer of another.
+fn mismatch(one: &Document, other: &Document) -> Document {
+    let prompt =
+        |document: &Document| document.1.iter().take_while(|&&label| label == NOT_SCORED).count();
+    let (n, from) = (prompt(one), prompt(other));
+    let ids = [&one.0[..n], &other.0[from..]].concat();
+    let labels = [&one.1[..n], &other.1[from..]].concat();
+    (ids, labels)
+}
+
+fn append(row: &mut Row, document: &Document, number: usize) {
+    row.ids.extend(&document.0);
+    row.labels.extend(&document.1);
+    row.spans.push(document.0.len() as u32);
+    row.source.push(number as u32);
 }
 
 impl Rows for PairRows {
@@ -79,10 +142,7 @@ pub(super) fn add(sums: &mut [f64; 2], values: [f64; 2]) {
 }
 
 /// A model in training on pairs.
-pub trait PairTrainee: Trainee {
-    /// The model inside.
-    fn tuned(&self) -> &TuneModel;
-
+pub trait PairTrainee: Trainee + Tuned {
     /// What is to be done before the first step, over all sets; `progress` is told how many pairs
     /// are done. `false` when told to stop meanwhile.
     ///

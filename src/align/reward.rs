@@ -13,11 +13,9 @@ use super::pairs::{PairRows, PairTrainee, add, margins};
 use super::preference::{log_sigmoid, sigmoid};
 use crate::autograd::Dropout;
 use crate::error::{Error, Result};
-use crate::kernels::Cpu;
 use crate::model::tune::{Slice, SliceLoss, TuneModel};
-use crate::tensor::{Grads, Params};
-use crate::train::trainee::{Measures, Trainee};
-use std::path::Path;
+use crate::tensor::Grads;
+use crate::train::trainee::{Measures, Trainee, Tuned};
 
 /// What a pair of scores costs.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -103,25 +101,19 @@ impl Reward {
     }
 }
 
-impl PairTrainee for Reward {
+impl PairTrainee for Reward {}
+
+impl Tuned for Reward {
     fn tuned(&self) -> &TuneModel {
         &self.model
+    }
+
+    fn tuned_mut(&mut self) -> &mut TuneModel {
+        &mut self.model
     }
 }
 
 impl Trainee for Reward {
-    fn cpu(&self) -> &Cpu {
-        self.model.cpu()
-    }
-
-    fn params(&self) -> &Params {
-        &self.model.params
-    }
-
-    fn params_mut(&mut self) -> &mut Params {
-        &mut self.model.params
-    }
-
     fn run(
         &mut self,
         slice: &Slice<'_>,
@@ -168,10 +160,6 @@ impl Trainee for Reward {
             ("reward_margin".into(), (scores[0] - scores[1]) / n),
             ("reward_deviation".into(), variance.max(0.0).sqrt()),
         ])
-    }
-
-    fn save(&self, dir: &Path) -> Result<()> {
-        self.model.save(dir)
     }
 }
 

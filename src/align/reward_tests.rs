@@ -3,9 +3,10 @@
 use super::*;
 use crate::data::{Pairs, Row};
 use crate::model::tune::{LoraSpec, LoraTarget, Precision, TuneMethod, TuneOptions};
-use crate::train::Packed;
+use crate::train::{Holder, Packed};
 use safetensors::SafeTensors;
 use serde_json::Value;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 const DIR: &str = "tests/fixtures/mini-mha";
@@ -48,6 +49,7 @@ fn options(method: TuneMethod) -> TuneOptions {
         gradient_checkpointing: false,
         seed: 0,
         score: true,
+        value: false,
     }
 }
 
@@ -169,7 +171,7 @@ fn what_is_saved_scores_as_what_was_trained() {
     // A model for tokens gets a head; an adapter brings it along.
     for (name, method) in [("full", TuneMethod::Full), ("lora", lora())] {
         let mut model = open(DIR, method);
-        let mut grads = Grads::zeros(&model.params);
+        let mut grads = Grads::zeros(model.params());
         model
             .run_scores(&packed.slice(), &mut grads, Dropout::default(), &mut |scores| {
                 scores
@@ -179,7 +181,7 @@ fn what_is_saved_scores_as_what_was_trained() {
                     .collect()
             })
             .unwrap();
-        for (param, grad) in model.params.0.iter_mut().zip(&grads.0) {
+        for (param, grad) in model.params_mut().0.iter_mut().zip(&grads.0) {
             param.value.iter_mut().zip(grad.iter()).for_each(|(x, g)| *x -= 0.01 * g);
         }
         let trained = model.scores(&packed.slice()).unwrap();

@@ -11,7 +11,10 @@ use super::eval::EvalArgs;
 use super::failure::Failure;
 use super::generate::GenerateArgs;
 use super::info::InfoArgs;
+use super::iterative_dpo::IterativeDpoArgs;
+use super::ppo::{GrpoArgs, PpoArgs};
 use super::quickstart::QuickstartArgs;
+use super::raft::RaftArgs;
 use super::reward::RewardArgs;
 use super::terminal::Log;
 use super::train_args::TrainArgs;
@@ -60,6 +63,14 @@ pub enum Command {
     Reward(Box<RewardArgs>),
     /// Tune a model on preferences between answers
     Dpo(Box<DpoArgs>),
+    /// The same on its own answers, drawn and scored on the way
+    IterativeDpo(Box<IterativeDpoArgs>),
+    /// Tune a model on the best of its own answers
+    Raft(Box<RaftArgs>),
+    /// Tune a model by rewards of its answers, with a value head
+    Ppo(Box<PpoArgs>),
+    /// The same by comparing answers to a prompt
+    Grpo(Box<GrpoArgs>),
     /// Measure speed, beside what the machine can do
     Bench(Box<BenchArgs>),
     /// Compare the logits of two models

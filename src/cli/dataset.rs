@@ -102,7 +102,7 @@ fn answer(
 ) -> Result<(), Failure> {
     let bar = session.log.bar(work.prompts.len(), "records");
     let ids: Vec<&[u32]> = work.prompts.iter().map(|prompt| &prompt.ids[..]).collect();
-    let prompts = Prompts { ids: &ids, width: width(context) };
+    let prompts = Prompts { ids: &ids, width: width(context), ..Prompts::default() };
     let load_ms = session.load_ms;
     let mut n_cut = 0;
     // Those that wait for an earlier record.

@@ -1,25 +1,19 @@
-//! `puna eval nll`: negative log-likelihood and perplexity of a text.
+//! `puna eval`: which metric, and how several of them show means over instances and compare two
+//! models.
 
-use super::args::{
-    Common, HELP, HELP_OF_GROUP, ModelArgs, Threads, check_token_ids, positive, token_ids,
-};
+use super::args::HELP_OF_GROUP;
+use super::eval_accuracy::{self, AccuracyArgs};
 use super::eval_choice::{self, ChoiceArgs};
 use super::eval_diversity::{self, DiversityArgs};
+use super::eval_nll::{self, NllArgs};
+use super::eval_ppl::{self, PplArgs};
 use super::eval_reward::{self, RewardEvalArgs};
 use super::failure::Failure;
-use super::interrupt;
-use super::session::{Session, context_limit};
-use super::terminal::print_line;
-use crate::data::write_atomically;
-use crate::error::{Error, Result};
-use crate::eval::perplexity::{PerplexityOptions, perplexity};
-use crate::model::llama::KvType;
+use crate::eval::bootstrap::{interval, paired};
 use clap::{Args, Subcommand};
-use serde_json::json;
-use std::path::PathBuf;
+use serde_json::{Value, json};
 
-/// Longest window unless told otherwise.
-const WINDOW: usize = 2048;
+pub use super::eval_nll::TextSource;
 
 /// Flags of `puna eval`.
 #[derive(Args, Clone, Debug)]
@@ -35,8 +29,12 @@ pub struct EvalArgs {
 /// What to measure.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Metric {
-    /// Negative log-likelihood and perplexity of a text, in sliding windows
+    /// Negative log-likelihood of a text, or of the samples of a set
     Nll(Box<NllArgs>),
+    /// Perplexity of the texts of a set, as LMFlow takes its mean
+    Ppl(Box<PplArgs>),
+    /// Answers to questions, as LMFlow extracts and compares them
+    Accuracy(Box<AccuracyArgs>),
     /// Multiple choice, as lm-evaluation-harness scores it
     Choice(Box<ChoiceArgs>),
     /// How varied answers are: distinct and unique words, msttr-100
@@ -45,114 +43,118 @@ pub enum Metric {
     Reward(Box<RewardEvalArgs>),
 }
 
-/// Flags of `puna eval nll`.
-#[derive(Args, Clone, Debug)]
-#[command(help_template = HELP, override_usage = "puna eval nll MODEL --text FILE [flags]")]
-#[command(after_help = "Example: puna eval nll smollm2.gguf --text book.txt --window 1024")]
-pub struct NllArgs {
-    /// The model.
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Threads.
-    #[command(flatten)]
-    pub threads: Threads,
-    /// What to score.
-    #[command(flatten)]
-    pub source: TextSource,
-    /// Window [default: the model's, to 2048]
-    #[arg(long, value_name = "N", value_parser = positive)]
-    pub window: Option<usize>,
-    /// From window to window [default: half of it]
-    #[arg(long, value_name = "N", value_parser = positive)]
-    pub stride: Option<usize>,
-    /// Where each token's value goes (JSON array)
-    #[arg(long, value_name = "FILE")]
-    pub per_token: Option<PathBuf>,
-    /// Print the text's ids on stderr
-    #[arg(long)]
-    pub verbose_prompt: bool,
-    /// Common flags.
-    #[command(flatten)]
-    pub common: Common,
-}
-
-/// What to score: one of these.
-#[derive(Args, Clone, Debug)]
-#[group(multiple = false)]
-pub struct TextSource {
-    /// A text file
-    #[arg(long, value_name = "FILE")]
-    pub text: Option<PathBuf>,
-    /// Ids instead: 1,2,3 or @FILE.json
-    #[arg(long, value_name = "IDS")]
-    pub tokens: Option<String>,
-}
-
 /// Runs the command.
 ///
 /// # Errors
 /// Wrong usage, and what loading and scoring return.
 pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     match &args.metric {
-        Metric::Nll(args) => nll(args),
+        Metric::Nll(args) => eval_nll::run(args),
+        Metric::Ppl(args) => eval_ppl::run(args),
+        Metric::Accuracy(args) => eval_accuracy::run(args),
         Metric::Choice(args) => eval_choice::run(args),
         Metric::Diversity(args) => eval_diversity::run(args),
         Metric::Reward(args) => eval_reward::run(args),
     }
 }
 
-fn nll(args: &NllArgs) -> Result<(), Failure> {
-    if args.source.text.is_none() && args.source.tokens.is_none() {
-        let hint = "give --text FILE, or --tokens".to_owned();
-        return Err(Failure::Usage("nothing to score".into(), Some(hint)));
-    }
-    check_token_ids(args.source.tokens.as_deref())?;
-    let mut session = Session::load(&args.model, args.threads.count(), &args.common)?;
-    let ids = read_ids(args, &session)?;
-    if args.verbose_prompt {
-        session.show_prompt(&ids);
-    }
-    let window = args.window.unwrap_or(session.model.config.max_seq_len.min(WINDOW));
-    let limit = context_limit(&session.model.config);
-    if window > limit {
-        session.log.warn(format!("--window {window}: the model was made for {limit} positions"));
-    }
-    let stride = args.stride.unwrap_or((window / 2).max(1));
-    let options = PerplexityOptions { window, stride, kv: args.model.kv(KvType::F32) };
-    let bar = session.log.bar(ids.len().saturating_sub(1), "tokens");
-    let Session { model, workspace, .. } = &mut session;
-    let mut progress = |done: usize, total: usize| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
-    };
-    let score = perplexity(model, workspace, &ids, options, interrupt::flag(), &mut progress);
-    bar.finish_and_clear();
-    let score = score?;
-    if let Some(file) = &args.per_token {
-        write_atomically(file, json!(score.nll).to_string().as_bytes())?;
-    }
-    let (mean, ppl, tokens) = (score.mean(), score.ppl(), score.tokens());
-    if args.common.json {
-        let value = json!({
-            "nll": mean, "ppl": ppl, "tokens": tokens, "window": window, "stride": stride,
-        });
-        print_line(&value.to_string())?;
-    } else {
-        print_line(&format!(
-            "nll {mean:.6} nats a token, perplexity {ppl:.4}, {tokens} tokens scored \
-             (window {window}, stride {stride})"
-        ))?;
-    }
-    Ok(())
+/// Which of two values of an instance is the better one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Better {
+    /// The higher one.
+    Higher,
+    /// The lower one.
+    Lower,
 }
 
-fn read_ids(args: &NllArgs, session: &Session) -> Result<Vec<u32>> {
-    match (&args.source.text, &args.source.tokens) {
-        (_, Some(tokens)) => token_ids(tokens),
-        (Some(file), None) => {
-            let text = std::fs::read_to_string(file).map_err(|source| Error::io(file, source))?;
-            session.encode(&text)
-        }
-        (None, None) => Ok(vec![]),
+/// The mean; 0 of nothing.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+/// Puts the 95 % interval of the mean of `values` into `value` as `low` and `high`. Fewer than two
+/// values have none.
+pub fn put_interval(value: &mut Value, values: &[f64], seed: u64) {
+    if let Some(found) = interval(values, seed) {
+        value["low"] = json!(found.low);
+        value["high"] = json!(found.high);
+    }
+}
+
+/// The other model's `value`, and the paired test of the first one's instances and its own: the
+/// first one's mean less the other's, and how often the first is the better one. Lists of
+/// different lengths are not compared.
+pub fn against(value: f64, [first, other]: [&[f64]; 2], better: Better, seed: u64) -> Value {
+    let mut out = json!({"value": value});
+    if let Some(test) = paired(first, other, seed) {
+        let (wins, losses) = match better {
+            Better::Higher => (test.wins, test.losses),
+            Better::Lower => (test.losses, test.wins),
+        };
+        out["difference"] = json!(test.difference);
+        out["low"] = json!(test.interval.low);
+        out["high"] = json!(test.interval.high);
+        out["p_value"] = json!(test.p_value);
+        out["wins"] = json!(wins);
+        out["losses"] = json!(losses);
+        out["ties"] = json!(test.ties);
+    }
+    out
+}
+
+/// A number of a summary.
+pub fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or(f64::NAN)
+}
+
+/// The interval for people, with a blank before it; empty where there is none.
+pub fn range(value: &Value) -> String {
+    match (value["low"].as_f64(), value["high"].as_f64()) {
+        (Some(low), Some(high)) => format!(" ({low:.4} to {high:.4})"),
+        _ => String::new(),
+    }
+}
+
+/// What [`against`] found, for people, as a line of its own; empty without another model. `unit`
+/// is that of the difference.
+pub fn shown_against(against: &Value, unit: &str) -> String {
+    if !against.is_object() {
+        return String::new();
+    }
+    let mut out = format!("\nthe other {:.4}", number(&against["value"]));
+    if let Some(difference) = against["difference"].as_f64() {
+        let p = number(&against["p_value"]);
+        out += &format!(": difference {difference:.4}{}{unit}, p = {p:.4}", range(against));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_wins_depends_on_what_is_better() {
+        let (first, other) = ([1.0, 2.0, 3.0, 5.0], [1.0, 1.0, 1.0, 6.0]);
+        let of = |better| against(7.0, [&first, &other], better, 1);
+        let (higher, lower) = (of(Better::Higher), of(Better::Lower));
+        assert_eq!((&higher["wins"], &higher["losses"]), (&json!(2), &json!(1)));
+        assert_eq!((&lower["wins"], &lower["losses"]), (&json!(1), &json!(2)));
+        assert_eq!((&lower["ties"], &lower["difference"]), (&json!(1), &json!(0.5)));
+        let text = shown_against(&lower, " nats");
+        assert!(text.starts_with("\nthe other 7.0000: difference 0.5000 ("), "{text}");
+        assert!(text.contains(") nats, p = "), "{text}");
+    }
+
+    #[test]
+    fn what_cannot_be_compared_has_only_its_value() {
+        let found = against(2.0, [&[1.0, 2.0], &[]], Better::Higher, 1);
+        assert_eq!(found, json!({"value": 2.0}));
+        assert_eq!(shown_against(&found, ""), "\nthe other 2.0000");
+        assert_eq!(shown_against(&Value::Null, ""), "");
+        let mut one = json!({"value": 3.0});
+        put_interval(&mut one, &[3.0], 1);
+        assert_eq!((range(&one), one), (String::new(), json!({"value": 3.0})));
+        assert_eq!((mean(&[]), mean(&[1.0, 2.0])), (0.0, 1.5));
     }
 }

@@ -2,10 +2,10 @@
 
 use super::args::{Common, HELP, ModelArgs, Threads};
 use super::failure::Failure;
+use super::instances::Instances;
 use super::interrupt;
 use super::session::{Session, context_limit};
 use super::terminal::print_line;
-use crate::data::write_atomically;
 use crate::error::{Error, Result};
 use crate::eval::bootstrap::{interval, paired};
 use crate::eval::choice::{Asker, Item, Scored, Task, item, score, with_shots};
@@ -60,6 +60,9 @@ pub struct ChoiceArgs {
     /// Where each question's scores go (JSON lines)
     #[arg(long, value_name = "FILE")]
     pub per_instance: Option<PathBuf>,
+    /// Go on with that file
+    #[arg(long)]
+    pub resume: bool,
     /// Common flags.
     #[command(flatten)]
     pub common: Common,
@@ -88,6 +91,9 @@ pub fn run(args: &ChoiceArgs) -> Result<(), Failure> {
         let hint = "--task says how they are asked, --dataset FILE where they are";
         return refuse("no questions named", hint);
     };
+    if args.resume && args.per_instance.is_none() {
+        return refuse("--resume alone", "--per-instance FILE has the scores so far");
+    }
     let n_shots = args.num_fewshot.unwrap_or(0);
     let shots = match (&args.fewshot_dataset, n_shots) {
         (None, 0) => vec![],
@@ -112,18 +118,15 @@ pub fn run(args: &ChoiceArgs) -> Result<(), Failure> {
     let prompt = |one: &Item| with_shots(task, prefix.as_deref().map(str::trim_end), &shots, one);
     let prompts = items.iter().map(prompt).collect();
     let questions = Questions { task, items, places, prompts, add_bos: args.add_bos };
-    let found = ask(args, &args.model, &questions)?;
+    let found = ask(args, &args.model, &questions, args.per_instance.as_deref())?;
     let other = match &args.against {
         Some(path) => {
             let model =
                 ModelArgs { model: Some(path.clone()), adapter: vec![], ..args.model.clone() };
-            Some(ask(args, &model, &questions)?)
+            Some(ask(args, &model, &questions, None)?)
         }
         None => None,
     };
-    if let Some(file) = &args.per_instance {
-        write_atomically(file, lines(&questions, &found).as_bytes())?;
-    }
     let value = summary(args, &questions, &found, other.as_deref());
     Ok(print_line(&if args.common.json { value.to_string() } else { shown(&value) })?)
 }
@@ -150,16 +153,35 @@ fn read(task: Task, file: &Path, limit: Option<usize>) -> Result<(Vec<Item>, Vec
 /// One model's scores, and the log-probabilities that they come from.
 type Answers = Vec<(Scored, Vec<f64>)>;
 
-fn ask(args: &ChoiceArgs, model: &ModelArgs, questions: &Questions) -> Result<Answers, Failure> {
+/// Asks one model. With a file the scores go there.
+fn ask(
+    args: &ChoiceArgs,
+    model: &ModelArgs,
+    questions: &Questions,
+    file: Option<&Path>,
+) -> Result<Answers, Failure> {
     let session = Session::load(model, args.threads.count(), &args.common)?;
     let limit = context_limit(&session.model.config).min(LONGEST);
     let tokenizer = session.tokenizer()?;
     let mut asker = Asker::new(&session.model, limit, model.kv(KvType::F32))?;
     let bar = session.log.bar(questions.items.len(), "questions");
     let mut found = Vec::with_capacity(questions.items.len());
-    for ((one, prompt), place) in
-        questions.items.iter().zip(&questions.prompts).zip(&questions.places)
-    {
+    let mut file = match file {
+        None => None,
+        Some(path) if args.resume => {
+            let check = &mut |at: usize, line: &Value| -> Result<(), String> {
+                let logprobs = known(questions, at, line)?;
+                found.push((score(questions.task, &questions.items[at], &logprobs), logprobs));
+                Ok(())
+            };
+            Some(Instances::resume(path, check)?.0)
+        }
+        Some(path) => Some(Instances::create(path)?),
+    };
+    let n_kept = found.len();
+    bar.inc(n_kept as u64);
+    let all = questions.items.iter().zip(&questions.prompts).zip(&questions.places);
+    for ((one, prompt), place) in all.skip(n_kept) {
         // The harness leaves blanks at a prompt's end to the answer.
         let context = prompt.trim_end();
         let blanks = &prompt[context.len()..];
@@ -180,26 +202,45 @@ fn ask(args: &ChoiceArgs, model: &ModelArgs, questions: &Questions) -> Result<An
             })?;
             logprobs.push(logprob);
         }
-        found.push((score(questions.task, one, &logprobs), logprobs));
+        let scored = score(questions.task, one, &logprobs);
+        if let Some(file) = &mut file {
+            file.write(&line(place, &scored, &logprobs))?;
+        }
+        found.push((scored, logprobs));
         bar.inc(1);
     }
     bar.finish_and_clear();
     Ok(found)
 }
 
-fn lines(questions: &Questions, found: &Answers) -> String {
-    let line = |((scored, logprobs), place): (&(Scored, Vec<f64>), &String)| {
-        let value = json!({
-            "place": place,
-            "acc": scored.acc,
-            "acc_norm": scored.acc_norm,
-            "mc2": scored.mc2,
-            "chosen": scored.chosen,
-            "log_probs": logprobs,
-        });
-        format!("{value}\n")
+fn line(place: &str, scored: &Scored, logprobs: &[f64]) -> Value {
+    json!({
+        "place": place,
+        "acc": scored.acc,
+        "acc_norm": scored.acc_norm,
+        "mc2": scored.mc2,
+        "chosen": scored.chosen,
+        "log_probs": logprobs,
+    })
+}
+
+/// The log-probabilities in the line of a question, or why it is not that.
+fn known(questions: &Questions, at: usize, line: &Value) -> Result<Vec<f64>, String> {
+    let (Some(item), Some(place)) = (questions.items.get(at), questions.places.get(at)) else {
+        return Err(format!("one more, wanted at most {} questions", questions.items.len()));
     };
-    found.iter().zip(&questions.places).map(line).collect()
+    if line["place"].as_str() != Some(place) {
+        return Err(format!("place {}, wanted {}", line["place"], json!(place)));
+    }
+    let found = line["log_probs"].as_array().into_iter().flatten();
+    let logprobs: Option<Vec<f64>> = found.map(Value::as_f64).collect();
+    match logprobs.filter(|found| found.len() == item.choices.len()) {
+        Some(logprobs) => Ok(logprobs),
+        None => {
+            let (found, n) = (&line["log_probs"], item.choices.len());
+            Err(format!("log_probs {found}, wanted {n} numbers"))
+        }
+    }
 }
 
 /// The measure that the harness reports first.

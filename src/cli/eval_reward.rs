@@ -8,7 +8,7 @@ use super::terminal::print_line;
 use super::train_setup::usage;
 use crate::data::{
     Answered, Choice, Kind, PairOptions, Rules, Source, answered, pairs, write_atomically,
-    write_scored,
+    write_floats, write_scored,
 };
 use crate::error::{Error, Result};
 use crate::eval::reward::scores;
@@ -31,7 +31,7 @@ pub struct RewardEvalArgs {
     /// Threads.
     #[command(flatten)]
     pub threads: Threads,
-    /// Answers to be scored, or pairs
+    /// Answers, conversations or texts, or pairs
     #[arg(long, value_name = "DIR", alias = "dataset-path")]
     pub dataset: Option<PathBuf>,
     /// Where the answers go with their scores
@@ -140,7 +140,10 @@ fn of_answers(
         own.to_vec()
     };
     let each: Vec<Vec<f32>> = all.iter().map(&mut of).collect();
-    if let Some(output) = &args.output {
+    let whole = all.iter().all(|one| one.whole);
+    if let Some(output) = args.output.as_ref().filter(|_| whole) {
+        write_floats(output, &found)?;
+    } else if let Some(output) = &args.output {
         let mut records = vec![];
         for (one, scores) in all.iter().zip(&each) {
             let texts = one.outputs.iter().map(String::as_str);

@@ -11,19 +11,28 @@ pub mod convert;
 pub mod dataset;
 pub mod dpo;
 pub mod eval;
+pub mod eval_accuracy;
 pub mod eval_choice;
 pub mod eval_diversity;
+pub mod eval_nll;
+pub mod eval_ppl;
 pub mod eval_reward;
 pub mod failure;
 pub mod generate;
 pub mod info;
+pub mod instances;
 pub mod interrupt;
+pub mod iterative_dpo;
 pub mod lines;
 pub mod machine;
+pub mod online_run;
 pub mod output;
 pub mod pair_run;
+pub mod ppo;
 pub mod quickstart;
+pub mod raft;
 pub mod reward;
+pub mod reward_flags;
 pub mod session;
 pub mod terminal;
 pub mod train;
@@ -98,6 +107,10 @@ pub fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Train(args) => train::run(args),
         Command::Reward(args) => reward::run(args),
         Command::Dpo(args) => dpo::run(args),
+        Command::IterativeDpo(args) => iterative_dpo::run(args),
+        Command::Raft(args) => raft::run(args),
+        Command::Ppo(args) => ppo::run(args),
+        Command::Grpo(args) => ppo::run_grpo(args),
         Command::Bench(args) => bench::run(args),
         Command::Quickstart(args) => quickstart::run(args),
         Command::Verify(args) => verify::run(args),
@@ -113,6 +126,10 @@ fn definition() -> clap::Command {
     Cli::command()
         .mut_subcommand("dpo", |command| dpo::USUAL.define(command))
         .mut_subcommand("reward", |command| reward::USUAL.define(command))
+        .mut_subcommand("iterative-dpo", |command| iterative_dpo::USUAL.define(command))
+        .mut_subcommand("raft", |command| raft::USUAL.define(command))
+        .mut_subcommand("ppo", |command| ppo::USUAL.define(command))
+        .mut_subcommand("grpo", |command| ppo::GRPO_USUAL.define(command))
 }
 
 /// Help and version are results; the rest is wrong usage, in one line with a hint.

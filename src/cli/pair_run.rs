@@ -114,6 +114,18 @@ pub enum ChoiceFlag {
     MaxRandom,
 }
 
+impl ChoiceFlag {
+    /// As the library names it.
+    pub fn choice(self) -> Choice {
+        match self {
+            ChoiceFlag::Random => Choice::Random,
+            ChoiceFlag::MaxMin => Choice::MaxMin,
+            ChoiceFlag::MaxMax => Choice::MaxMax,
+            ChoiceFlag::MaxRandom => Choice::MaxRandom,
+        }
+    }
+}
+
 /// What a command takes where the flags say nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Usual {
@@ -195,12 +207,7 @@ impl PairArgs {
             rules: setup.data.rules.clone(),
             max_length,
             max_prompt_length,
-            choice: match flags.pair_choice.unwrap_or(ChoiceFlag::MaxMin) {
-                ChoiceFlag::Random => Choice::Random,
-                ChoiceFlag::MaxMin => Choice::MaxMin,
-                ChoiceFlag::MaxMax => Choice::MaxMax,
-                ChoiceFlag::MaxRandom => Choice::MaxRandom,
-            },
+            choice: flags.pair_choice.unwrap_or(ChoiceFlag::MaxMin).choice(),
             length_penalty: flags.score_penalty.unwrap_or(0.0),
             margin_scale: flags.margin_scale.unwrap_or(1.0),
             seed: self.common.seed,
@@ -218,6 +225,8 @@ pub struct PairRun {
     pub usual: Usual,
     /// Whether a reward model is trained.
     pub score: bool,
+    /// Whether the pairs of a micro-batch are one row, which the loss looks at as a whole.
+    pub grouped: bool,
     /// The constants of the loss, which decide the numbers.
     pub settings: Vec<(&'static str, String)>,
 }
@@ -245,9 +254,15 @@ pub fn run<M: PairTrainee>(
         std::fs::metadata(data).map_err(|source| Error::io(data, source))?;
     }
     let model = TuneModel::open(path, &setup.tune)?;
-    let (rows, eval) = read_sets(args, &setup, &model, log)?;
+    let (mut rows, mut eval) = read_sets(args, &setup, &model, log)?;
+    if kind.grouped {
+        // A row is a micro-batch now.
+        let n = std::mem::replace(&mut setup.settings.batch_size, 1);
+        rows = rows.grouped(n)?;
+        eval = eval.map(|rows| rows.grouped(n)).transpose()?;
+    }
     let sets: Vec<&PairRows> = std::iter::once(&rows).chain(&eval).collect();
-    let config = model.config.clone();
+    let config = model.config().clone();
     let mut trainee = make(model, &sets)?;
     if args.steps.dry_run {
         let load = Load {
@@ -306,7 +321,7 @@ fn read_sets(
     model: &TuneModel,
     log: Log,
 ) -> Result<(PairRows, Option<PairRows>), Failure> {
-    let mut options = args.options(setup, context_limit(&model.config), log)?;
+    let mut options = args.options(setup, context_limit(model.config()), log)?;
     let mut rows = read(&setup.dataset, model, &options, log)?;
     let eval = match (&args.eval.eval_dataset, args.eval.validation_split_percentage) {
         (Some(path), _) => {
@@ -321,8 +336,8 @@ fn read_sets(
 
 /// The pairs of a data set, and what the user should know of them.
 fn read(path: &Path, model: &TuneModel, options: &PairOptions, log: Log) -> Result<Pairs, Failure> {
-    let text = model.text.as_ref();
-    let found = pairs(path, text, model.config.vocab_size, options).map_err(usage)?;
+    let text = model.text();
+    let found = pairs(path, text, model.config().vocab_size, options).map_err(usage)?;
     let (n, first) = &found.skipped;
     if let Some(first) = first {
         log.warn(format!("{n} instances left out; the first: {first}"));

@@ -181,7 +181,7 @@ fn answers(
         bar.inc(1);
         Ok(())
     };
-    let prompts = Prompts { ids: &ids, width: WIDTH };
+    let prompts = Prompts { ids: &ids, width: WIDTH, ..Prompts::default() };
     let mut ws = model.workspace();
     let end = generate_batch(
         &model,
@@ -226,6 +226,7 @@ fn tune(
         method: TuneMethod::Lora { spec, adapter: None },
         gradient_checkpointing: false,
         score: false,
+        value: false,
         seed,
     };
     let mut model = TuneModel::open(Path::new(builtin::NAME), &options)?;
@@ -235,9 +236,9 @@ fn tune(
         cache_dir: Some(output.join("cache")),
         ..DataOptions::default()
     };
-    let (vocab, longest) = (model.config.vocab_size, model.config.max_seq_len);
+    let (vocab, longest) = (model.config().vocab_size, model.config().max_seq_len);
     let prepared =
-        data::prepare(dataset, model.text.as_ref(), vocab, longest, &data_options, &mut |_| {})?;
+        data::prepare(dataset, model.text(), vocab, longest, &data_options, &mut |_| {})?;
     let rows = Measured::new(prepared.train)?;
     let settings = Settings {
         batch_size: BATCH,

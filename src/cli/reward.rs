@@ -53,6 +53,6 @@ pub fn run(args: &RewardArgs) -> Result<(), Failure> {
         ("margin", loss.margin.to_string()),
         ("center_rewards_coefficient", loss.centre.to_string()),
     ];
-    let kind = PairRun { name: "reward", usual: USUAL, score: true, settings };
+    let kind = PairRun { name: "reward", usual: USUAL, score: true, grouped: false, settings };
     pair_run::run(&args.run, &kind, |model, sets| Reward::new(model, loss, sets))
 }

@@ -30,19 +30,25 @@ fn help(path: &[&str]) -> String {
 
 #[test]
 fn every_help_fits_a_screen_and_shows_an_example() {
-    let cases: [(&[&str], usize); 18] = [
-        (&[], 24),
+    let cases: [(&[&str], usize); 24] = [
+        (&[], 26),
         (&["info"], 26),
         (&["generate"], 44),
         (&["chat"], 32),
         (&["eval"], 24),
-        (&["eval", "nll"], 26),
-        (&["eval", "choice"], 34),
+        (&["eval", "nll"], 30),
+        (&["eval", "choice"], 36),
+        (&["eval", "accuracy"], 36),
+        (&["eval", "ppl"], 28),
         (&["eval", "diversity"], 18),
-        (&["eval", "reward"], 28),
+        (&["eval", "reward"], 30),
         (&["train"], 92),
-        (&["dpo"], 94),
+        (&["dpo"], 98),
         (&["reward"], 92),
+        (&["iterative-dpo"], 104),
+        (&["raft"], 102),
+        (&["ppo"], 106),
+        (&["grpo"], 102),
         (&["bench"], 40),
         (&["convert"], 24),
         (&["quantize"], 24),

@@ -75,8 +75,8 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
         output::wipe(output)?;
     }
     let of_eval = eval.as_ref().map(|rows| rows.digest.as_str());
-    let identity = identity(path, &setup, &model.config, &rows.digest, of_eval)?;
-    let n_trained = model.params.n_elements();
+    let identity = identity(path, &setup, model.config(), &rows.digest, of_eval)?;
+    let n_trained = model.params().n_elements();
     let shown = shown(path, &setup, n_trained, &identity, rows.n_rows())?;
     log.detail(format!("{} parameters are trained", human_count(n_trained as u64)));
     let job = Job {
@@ -132,7 +132,7 @@ pub(super) fn check_output(output: &Path, model: &Path, args: &TrainArgs) -> Res
 
 /// The rows of a data set, with a bar while they are made, and what the user should know of them
 /// but for what was said before.
-fn prepare(
+pub(super) fn prepare(
     path: &Path,
     model: &TuneModel,
     options: &DataOptions,
@@ -144,8 +144,8 @@ fn prepare(
         bar.set_length(now.total_bytes);
         bar.set_position(now.done_bytes);
     };
-    let (vocab, longest) = (model.config.vocab_size, context_limit(&model.config));
-    let prepared = data::prepare(path, model.text.as_ref(), vocab, longest, options, &mut progress);
+    let (vocab, longest) = (model.config().vocab_size, context_limit(model.config()));
+    let prepared = data::prepare(path, model.text(), vocab, longest, options, &mut progress);
     bar.finish_and_clear();
     let prepared = prepared.map_err(usage)?;
     let report = &prepared.report;
@@ -169,7 +169,7 @@ fn prepare(
 }
 
 fn warn_about_lengths(rows: &Measured, model: &TuneModel, log: Log) {
-    let limit = context_limit(&model.config);
+    let limit = context_limit(model.config());
     if rows.longest() > limit {
         log.warn(format!(
             "the longest row has {} tokens, the model was made for {limit}",
@@ -181,7 +181,7 @@ fn warn_about_lengths(rows: &Measured, model: &TuneModel, log: Log) {
 /// Prints the first rows of the first epoch with their loss mask.
 fn show(n: usize, rows: &RowSet, model: &TuneModel, setup: &Setup) -> Result<(), Failure> {
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let tokenizer = model.text.as_ref().map(|text| &text.tokenizer);
+    let tokenizer = model.text().map(|text| &text.tokenizer);
     let epochs = Epochs::new(rows.len(), setup.settings.seed, setup.settings.shuffle);
     for position in 0..n.min(rows.len()) {
         let row = rows.row(epochs.index(0, position))?;

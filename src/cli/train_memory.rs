@@ -100,6 +100,7 @@ impl TrainMemory {
                     method: method.clone(),
                     gradient_checkpointing: args.gradient_checkpointing,
                     score: false,
+                    value: false,
                     seed: 0,
                 };
                 plans.push((name, dtype, memory_plan(config, weights, &options, &run)));

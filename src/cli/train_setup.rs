@@ -83,6 +83,7 @@ impl Setup {
             method: tune_method(args, method)?,
             gradient_checkpointing: args.method.gradient_checkpointing,
             score: false,
+            value: false,
             seed: args.common.seed,
         };
         let output = args.save.output.clone();

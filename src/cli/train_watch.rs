@@ -2,7 +2,7 @@
 //! steps.
 
 use super::terminal::{Log, human_bytes};
-use crate::train::metrics::{EvalLine, StepLine};
+use crate::train::metrics::{EvalLine, IterationLine, StepLine};
 use crate::train::report::accuracy_name;
 use crate::train::watch::Watch;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -15,12 +15,20 @@ pub struct Screen {
     bar: ProgressBar,
     every: usize,
     total: usize,
+    /// Whether the bar counts the parts of an iteration, not steps.
+    in_iteration: bool,
 }
 
 impl Screen {
     /// A line every `every` steps where there is no terminal.
     pub fn new(log: Log, every: usize) -> Screen {
-        Screen { log, bar: ProgressBar::hidden(), every: every.max(1), total: 0 }
+        Screen {
+            log,
+            bar: ProgressBar::hidden(),
+            every: every.max(1),
+            total: 0,
+            in_iteration: false,
+        }
     }
 
     /// Takes the bar away.
@@ -59,15 +67,44 @@ impl Watch for Screen {
         let StepLine { step, loss, lr, .. } = line;
         if !self.bar.is_hidden() {
             self.bar.set_message(format!("loss {loss:.4}  lr {lr:.2e}  {}", pace(line)));
-            self.bar.set_position(*step as u64);
+            if !self.in_iteration {
+                self.bar.set_position(*step as u64);
+            }
         } else if step % self.every == 0 || *step == 1 || *step == self.total {
             let (epoch, norm) = (line.epoch, line.grad_norm);
+            let (of, epochs) = match self.in_iteration {
+                true => (String::new(), "iteration"),
+                false => (format!("/{}", self.total), "epoch"),
+            };
             self.log.remark(format!(
-                "step {step}/{}  epoch {epoch:.2}  loss {loss:.4}  lr {lr:.2e}  grad {norm:.3}  {}",
-                self.total,
+                "step {step}{of}  {epochs} {epoch:.2}  loss {loss:.4}  lr {lr:.2e}  grad {norm:.3}  {}",
                 pace(line)
             ));
         }
+    }
+
+    fn stage(&mut self, what: &str, total: usize) {
+        self.in_iteration = true;
+        self.bar.set_length(total as u64);
+        self.bar.set_position(0);
+        self.bar.reset_eta();
+        self.bar.set_message(what.to_owned());
+    }
+
+    fn progress(&mut self, done: usize) {
+        self.bar.set_position(done as u64);
+    }
+
+    fn iteration(&mut self, line: &IterationLine) {
+        let IterationLine { iteration, reward_mean, reward_best, kept, answers, length, .. } = line;
+        let ppl = line.ppl.map_or(String::new(), |ppl| format!("  perplexity {ppl:.3}"));
+        let varied = line.distinct_2.map_or(String::new(), |d| format!("  distinct-2 {d:.3}"));
+        self.say(&format!(
+            "iteration {iteration}/{}: reward {reward_mean:.4}, best answers {reward_best:.4}  \
+             learnt {kept} of {answers}  {length:.0} tokens{ppl}{varied}  \
+             {:.1} s drawn, {:.1} s scored, {:.1} s learnt",
+            self.total, line.sample_s, line.score_s, line.train_s
+        ));
     }
 
     fn evaluating(&mut self, n_rows: usize) {

@@ -71,6 +71,15 @@ pub fn write_conversation(path: &Path, conversation: &Conversation) -> Result<()
     write_container(path, Kind::Conversation, vec![instance.into()])
 }
 
+/// Writes numbers as a float_only set.
+///
+/// # Errors
+/// What the system refuses.
+pub fn write_floats(path: &Path, values: &[f32]) -> Result<()> {
+    let instances = values.iter().map(|value| json!({"value": value})).collect();
+    write_container(path, Kind::FloatOnly, instances)
+}
+
 fn write_container(path: &Path, kind: Kind, instances: Vec<Value>) -> Result<()> {
     let value = json!({"type": kind.name(), "instances": instances});
     write_atomically(path, format!("{value:#}\n").as_bytes())

@@ -12,6 +12,7 @@ pub mod order;
 pub mod pairs;
 mod parse;
 pub mod prepare;
+pub mod prompts;
 pub mod record;
 mod render;
 mod rows;
@@ -20,12 +21,13 @@ mod source;
 mod tokenize;
 
 pub use container::{
-    DataSet, read, write_atomically, write_conversation, write_scored, write_textlist,
+    DataSet, read, write_atomically, write_conversation, write_floats, write_scored, write_textlist,
 };
 pub use layout::{Layout, TruncationSide};
 pub use order::Epochs;
 pub use pairs::{Answered, Choice, PairOptions, Pairs, answered, pairs};
 pub use prepare::{DataOptions, Holdout, Prepared, Progress, Report, RowSet, Stage, prepare};
+pub use prompts::{Asking, Prompt, PromptOptions, PromptSet, Question, prompts};
 pub use record::{Conversation, Kind, Record, TextList};
 pub use render::Rules;
 pub use rows::{NOT_SCORED, Row};

@@ -10,7 +10,7 @@ const FIRST_STREAM: u64 = 0x6f72_6465_0000_0000;
 /// A uniform draw from `0..n`, without bias: a product's upper half, drawn again where the lower
 /// half falls into the part of 2^32 that `n` does not divide (Lemire 2019, "Fast Random Integer
 /// Generation in an Interval"). `n` is at least 1.
-pub(super) fn below(rng: &mut Rng, n: u32) -> u32 {
+pub(crate) fn below(rng: &mut Rng, n: u32) -> u32 {
     let n = u64::from(n.max(1));
     let least = (1u64 << 32) % n;
     loop {

@@ -10,7 +10,8 @@
 //! then the ends of its answers.
 
 use super::order::{Epochs, below};
-use super::record::{Conversation, Kind, Record};
+use super::prompts::{Asking, Question};
+use super::record::{Conversation, Kind, Record, TextList};
 use super::render::{Rendered, Renderer, Rules};
 use super::rows::{NOT_SCORED, Row};
 use super::source::Source;
@@ -185,15 +186,18 @@ pub struct Answered {
     pub outputs: Vec<String>,
     /// Ids of the input with each of them.
     pub ids: Vec<Vec<u32>>,
+    /// Whether it is one text or conversation, which is scored as a whole.
+    pub whole: bool,
     /// Where it stands, for people.
     pub place: String,
 }
 
 /// Reads a set of answers (text_to_textlist, text_to_scored_textlist, whose scores are not looked
-/// at, or text2text with one each), written as pairs are.
+/// at, or text2text with one each), or of texts and conversations as they stand, written as pairs
+/// are.
 ///
 /// # Errors
-/// As [`pairs`]; an empty answer.
+/// As [`pairs`].
 pub fn answered(
     path: &Path,
     text: Option<&TextParts>,
@@ -205,16 +209,31 @@ pub fn answered(
     let mut out = vec![];
     source.for_each(&mut |instance| {
         let place = source.name(instance.place);
-        let (input, outputs) = match instance.record {
-            Record::TextToTextlist(list) => (list.input, list.output),
-            Record::TextToScoredTextlist { input, output } => {
-                (input, output.into_iter().map(|(_, text)| text).collect())
+        let answer = |input: &str, output: &String| Record::Text2Text {
+            input: input.to_owned(),
+            output: output.clone(),
+        };
+        let whole = matches!(instance.record, Record::TextOnly(_) | Record::Conversation(_));
+        let kind = if whole { instance.record.kind() } else { Kind::Text2Text };
+        let (input, outputs, records) = match instance.record {
+            Record::TextToTextlist(TextList { input, output }) => {
+                let records = output.iter().map(|one| answer(&input, one)).collect();
+                (input, output, records)
             }
-            Record::Text2Text { input, output } => (input, vec![output]),
+            Record::TextToScoredTextlist { input, output } => {
+                let output: Vec<String> = output.into_iter().map(|(_, text)| text).collect();
+                let records = output.iter().map(|one| answer(&input, one)).collect();
+                (input, output, records)
+            }
+            Record::Text2Text { input, output } => {
+                let records = vec![answer(&input, &output)];
+                (input, vec![output], records)
+            }
+            record if whole => (String::new(), vec![], vec![record]),
             other => {
                 let what = format!(
                     "records of type \"{}\", wanted one of text_to_textlist, \
-                     text_to_scored_textlist, text2text",
+                     text_to_scored_textlist, text2text, text_only, conversation",
                     other.kind().name()
                 );
                 return Err(Error::Data { place, what });
@@ -222,15 +241,12 @@ pub fn answered(
         };
         let renderer = match &mut renderer {
             Some(renderer) => renderer,
-            none => {
-                let kind = Kind::Text2Text;
-                none.insert(Renderer::new(&options.rules, text, kind, vocab_size, &place)?)
-            }
+            none => none.insert(Renderer::new(&options.rules, text, kind, vocab_size, &place)?),
         };
-        let mut ids = Vec::with_capacity(outputs.len());
-        for output in &outputs {
-            let record = Record::Text2Text { input: input.clone(), output: output.clone() };
-            match renderer.render(&record)? {
+        let records: Vec<Record> = records;
+        let mut ids = Vec::with_capacity(records.len());
+        for record in &records {
+            match renderer.render(record)? {
                 Rendered::Document { ids: all, labels, .. } => {
                     let n_prompt = labels.len() - last_scored(&labels);
                     let mut side = Side { ids: all, n_prompt };
@@ -239,10 +255,15 @@ pub fn answered(
                     }
                     ids.push(side.ids);
                 }
+                Rendered::Nothing(_) if outputs.get(ids.len()).is_some_and(String::is_empty) => {
+                    // An answer that ended at once is one to be scored, if none to be learnt.
+                    let asking = Asking::new(&options.rules, text, vocab_size, &place)?;
+                    ids.push(asking.answered(&Question::Text(input.clone()), "")?);
+                }
                 Rendered::Nothing(what) => return Err(Error::Data { place, what }),
             }
         }
-        out.push(Answered { input, outputs, ids, place });
+        out.push(Answered { input, outputs, ids, whole, place });
         Ok(())
     })?;
     Ok(out)
@@ -331,7 +352,7 @@ fn last_scored(labels: &[i32]) -> usize {
 }
 
 /// Two answers, the better one first; `None` where there are not two.
-fn choose(scores: &[f64], choice: Choice, rng: &mut Rng) -> Option<[usize; 2]> {
+pub(crate) fn choose(scores: &[f64], choice: Choice, rng: &mut Rng) -> Option<[usize; 2]> {
     if scores.len() < 2 {
         return None;
     }

@@ -122,6 +122,11 @@ impl<'a> Renderer<'a> {
         Ok(renderer)
     }
 
+    /// What the tokenizer puts in front of a text by itself.
+    pub(super) fn lead(&self) -> &[u32] {
+        &self.lead
+    }
+
     /// Whether EOS is to be added, but the tokenizer names none.
     pub(super) fn lacks_eos(&self) -> bool {
         let wanted = !self.rules.no_eos && !self.rules.lmflow_compat;

@@ -10,11 +10,13 @@
 //! c words      instances
 //! ```
 
+use serde::{Deserialize, Serialize};
+
 /// The label of what is not scored.
 pub const NOT_SCORED: i32 = -100;
 
 /// One row of training data, without padding.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
     /// Token ids.
     pub ids: Vec<u32>,

@@ -51,17 +51,21 @@ impl Group<'_> {
 }
 
 /// What to continue, and how much of it at a time.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Prompts<'a> {
     /// Ids of each prompt.
     pub ids: &'a [&'a [u32]],
     /// Sequences at a time; those of one prompt are always together.
     pub width: usize,
+    /// The number of each prompt, which chooses its random streams; none: its index.
+    pub numbers: &'a [usize],
+    /// Most tokens of each prompt's sequences; none: what the options say.
+    pub lengths: &'a [usize],
 }
 
 /// Continues every prompt by `options.n` sequences and hands over each prompt's when all of them
 /// have ended, which may be out of order. Prompts begin in order; what a prompt has in common with
-/// the one before it is not computed again. Sequence `i` of prompt `p` draws from the random
+/// the one before it is not computed again. Sequence `i` of prompt number `p` draws from the random
 /// stream `p * n + i`. `context` serves to read the prompts; all caches have its capacity.
 ///
 /// # Errors
@@ -88,7 +92,11 @@ pub fn generate_batch(
         let mut running: usize = groups.iter().map(Group::running).sum();
         while room(&groups, running) {
             let Some((index, prompt)) = waiting.next() else { break };
-            let group = begin(model, ws, context, prompt, index, options, cancel)?;
+            let length = prompts.lengths.get(index);
+            let mut own = options.clone();
+            own.max_new_tokens = length.copied().unwrap_or(options.max_new_tokens);
+            let number = prompts.numbers.get(index).copied().unwrap_or(index);
+            let group = begin(model, ws, context, prompt, (index, number), &own, cancel)?;
             running += group.running();
             groups.push(group);
         }
@@ -113,14 +121,14 @@ fn begin<'m>(
     ws: &mut Workspace,
     context: &mut Context,
     prompt: &[u32],
-    index: usize,
+    (index, number): (usize, usize),
     options: &GenerateOptions,
     cancel: &AtomicBool,
 ) -> Result<Group<'m>> {
     let tokenizer = model.text.as_ref().map(|parts| &parts.tokenizer);
     model.check_speaks()?;
     let vocab_size = model.config.vocab_size;
-    let stream = |i| index * options.n + i;
+    let stream = |i| number * options.n + i;
     let mut sequences = (0..options.n)
         .map(|i| Sequence::new(options, vocab_size, prompt, tokenizer, stream(i)))
         .collect::<Result<Vec<_>>>()?;

@@ -8,10 +8,10 @@ use crate::kernels::Cpu;
 use crate::kernels::Scratch;
 use crate::kernels::rows::Rotations;
 use crate::model::block::{self, Shape};
-use crate::model::checkpoint::GenerationDefaults;
 use crate::model::config::{Config, Head};
+use crate::model::llama::Model;
 use crate::model::rope::{Frequencies, append_angles, clear_angles};
-use crate::model::weights::{Block, Weights};
+use crate::model::weights::Block;
 use crate::ops;
 use crate::tensor::{DType, Grads, Matrix, Params, Pool};
 use crate::text::TextParts;
@@ -51,6 +51,9 @@ pub struct TuneOptions {
     pub seed: u64,
     /// A reward model: a head of one number, in place of the tokens' where the checkpoint has that.
     pub score: bool,
+    /// A second head, of one number, beside that of the tokens: what a state is worth. It starts at
+    /// zero and is not part of what is saved as the model.
+    pub value: bool,
 }
 
 /// Rows packed one after the other.
@@ -66,24 +69,21 @@ pub struct Slice<'a> {
     pub sources: &'a [u32],
 }
 
+/// Derivatives of a loss with respect to log-probabilities and values, of these.
+pub type PolicyObjective<'a> = dyn FnMut(&[f32], &[f32]) -> [Vec<f32>; 2] + 'a;
+
 /// A model in training.
 pub struct TuneModel {
-    /// Sizes and settings.
-    pub config: Config,
-    /// Tokenizer and chat template; `None` for a checkpoint without.
-    pub text: Option<TextParts>,
-    /// What the checkpoint says of sampling and of its end.
-    pub generation: GenerationDefaults,
-    /// What an optimiser changes.
-    pub params: Params,
-    pub(super) weights: Weights,
+    /// The weights, trained ones among them, behind inference.
+    pub(super) model: Model,
     pub(super) options: TuneOptions,
+    /// The value head, a parameter [1, dim].
+    pub(super) value: Option<Matrix>,
     /// The adapter's settings; `None` where the weights themselves are trained.
     pub(super) adapter: Option<LoraSpec>,
     /// Block and layer of each pair of parameters of the adapter, in their order.
     pub(super) adapter_places: Vec<(usize, Target)>,
     pub(super) base: PathBuf,
-    pub(super) cpu: Cpu,
     pub(super) pool: Pool,
     pub(super) scratch: Scratch,
 }
@@ -91,7 +91,32 @@ pub struct TuneModel {
 impl TuneModel {
     /// The device that it runs on.
     pub fn cpu(&self) -> &Cpu {
-        &self.cpu
+        &self.model.cpu
+    }
+
+    /// The model as it is now, for inference: no copy, and what is trained next is seen next.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Sizes and settings.
+    pub fn config(&self) -> &Config {
+        &self.model.config
+    }
+
+    /// Tokenizer and chat template; `None` for a checkpoint without.
+    pub fn text(&self) -> Option<&TextParts> {
+        self.model.text.as_ref()
+    }
+
+    /// What an optimiser changes.
+    pub fn params(&self) -> &Params {
+        &self.model.params
+    }
+
+    /// The same, to be changed.
+    pub fn params_mut(&mut self) -> &mut Params {
+        &mut self.model.params
     }
 
     /// Whether an adapter is trained, and not the weights.
@@ -121,11 +146,12 @@ impl TuneModel {
         }
         let labels: Vec<Option<u32>> = labels.into_iter().map(Some).collect();
         let (grads, scale) = grads.map_or((None, 0.0), |(grads, scale)| (Some(grads), scale));
-        let (mut cx, h, head) = self.hidden(slice, scored, grads.map(|g| (g, dropout)), true)?;
+        let grads = grads.map(|grads| (grads, dropout));
+        let Hidden { mut cx, h, head, .. } = self.hidden(slice, scored, grads, true)?;
         let (loss, node) = ops::cross_entropy(&mut cx, &h, head, &labels, scale)?;
         drop(h);
         // The loss's derivative with respect to itself is already in what the node keeps.
-        sweep_from(&mut cx, node)?;
+        sweep_from(&mut cx, [node])?;
         Ok(loss)
     }
 
@@ -139,7 +165,7 @@ impl TuneModel {
         if scored.is_empty() {
             return Ok(vec![]);
         }
-        let (mut cx, h, head) = self.hidden(slice, scored, None, adapters)?;
+        let Hidden { mut cx, h, head, .. } = self.hidden(slice, scored, None, adapters)?;
         ops::log_probs(&mut cx, &h, head, &labels)
     }
 
@@ -163,13 +189,62 @@ impl TuneModel {
             objective(&[]);
             return Ok(());
         }
-        let (mut cx, h, head) = self.hidden(slice, scored, Some((grads, dropout)), true)?;
+        let grads = Some((grads, dropout));
+        let Hidden { mut cx, h, head, .. } = self.hidden(slice, scored, grads, true)?;
         let log_probs = ops::log_probs(&mut cx, &h, head, &labels)?;
         let d = objective(&log_probs);
         assert_eq!(d.len(), labels.len(), "a derivative a label");
         let node = ops::log_probs_backward(&mut cx, &h, head, &labels, &d)?;
         drop(h);
-        sweep_from(&mut cx, node)
+        sweep_from(&mut cx, [node])
+    }
+
+    /// What [`TuneModel::log_probs`] gives and, of each position with a label, what the value head
+    /// says of it: of the state before the label.
+    ///
+    /// # Errors
+    /// As [`TuneModel::run`]; no value head.
+    pub fn policy(&mut self, slice: &Slice<'_>) -> Result<(Vec<f32>, Vec<f32>)> {
+        let (scored, labels) = self.scored(slice)?;
+        if scored.is_empty() {
+            return Ok((vec![], vec![]));
+        }
+        let Hidden { mut cx, h, head, value } = self.hidden(slice, scored, None, true)?;
+        let values = ops::score(&mut cx, &h, valued(value)?)?;
+        Ok((ops::log_probs(&mut cx, &h, head, &labels)?, values))
+    }
+
+    /// [`TuneModel::run_log_probs`] for a loss of log-probabilities and values: `objective` is given
+    /// both and returns the derivatives with respect to both.
+    ///
+    /// # Errors
+    /// As [`TuneModel::policy`].
+    ///
+    /// # Panics
+    /// When `objective` returns another number of derivatives.
+    pub fn run_policy(
+        &mut self,
+        slice: &Slice<'_>,
+        grads: &mut Grads,
+        dropout: Dropout,
+        objective: &mut PolicyObjective<'_>,
+    ) -> Result<()> {
+        let (scored, labels) = self.scored(slice)?;
+        if scored.is_empty() {
+            objective(&[], &[]);
+            return Ok(());
+        }
+        let grads = Some((grads, dropout));
+        let Hidden { mut cx, h, head, value } = self.hidden(slice, scored, grads, true)?;
+        let value = valued(value)?;
+        let log_probs = ops::log_probs(&mut cx, &h, head, &labels)?;
+        let values = ops::score(&mut cx, &h, value)?;
+        let [d_log_probs, d_values] = objective(&log_probs, &values);
+        assert_eq!([d_log_probs.len(), d_values.len()], [labels.len(); 2], "derivatives a label");
+        let policy = ops::log_probs_backward(&mut cx, &h, head, &labels, &d_log_probs)?;
+        let value = ops::score_backward(&mut cx, &h, value, &d_values)?;
+        drop(h);
+        sweep_from(&mut cx, [policy, value])
     }
 
     /// The score of each sequence, read at its last token.
@@ -178,7 +253,7 @@ impl TuneModel {
     /// As [`TuneModel::run`].
     pub fn scores(&mut self, slice: &Slice<'_>) -> Result<Vec<f32>> {
         let last = self.last(slice)?;
-        let (mut cx, h, head) = self.hidden(slice, last, None, true)?;
+        let Hidden { mut cx, h, head, .. } = self.hidden(slice, last, None, true)?;
         ops::score(&mut cx, &h, head)
     }
 
@@ -198,18 +273,19 @@ impl TuneModel {
         objective: &mut dyn FnMut(&[f32]) -> Vec<f32>,
     ) -> Result<()> {
         let last = self.last(slice)?;
-        let (mut cx, h, head) = self.hidden(slice, last, Some((grads, dropout)), true)?;
+        let grads = Some((grads, dropout));
+        let Hidden { mut cx, h, head, .. } = self.hidden(slice, last, grads, true)?;
         let scores = ops::score(&mut cx, &h, head)?;
         let d = objective(&scores);
         let node = ops::score_backward(&mut cx, &h, head, &d)?;
         drop(h);
-        sweep_from(&mut cx, node)
+        sweep_from(&mut cx, [node])
     }
 
     /// The position of each sequence's last token.
     fn last(&self, slice: &Slice<'_>) -> Result<Vec<usize>> {
         self.check(slice)?;
-        if self.config.head != Head::Score {
+        if self.model.config.head != Head::Score {
             return Err(Error::Unsupported("scores of a model with a head for tokens".into()));
         }
         let mut end = 0;
@@ -223,25 +299,25 @@ impl TuneModel {
     /// Positions with a label, and the labels.
     fn scored(&self, slice: &Slice<'_>) -> Result<(Vec<usize>, Vec<u32>)> {
         self.check(slice)?;
-        if self.config.head != Head::Tokens {
+        if self.model.config.head != Head::Tokens {
             return Err(Error::Unsupported("log-probabilities of a reward model".into()));
         }
         let labels = slice.labels.iter().enumerate();
         Ok(labels.filter_map(|(at, label)| Some((at, (*label)?))).unzip())
     }
 
-    /// The rows `keep` of what the head reads, the context that they were computed in, and the
-    /// head's matrix. The tape is on where there are gradients.
+    /// The rows `keep` of what the heads read. The tape is on where there are gradients.
     fn hidden<'a>(
         &'a mut self,
         slice: &Slice<'_>,
         keep: Vec<usize>,
         grads: Option<(&'a mut Grads, Dropout)>,
         adapters: bool,
-    ) -> Result<(Cx<'a, 'a>, Var<'a>, &'a Matrix)> {
+    ) -> Result<Hidden<'a>> {
         self.pool.expect_rows(slice.ids.len());
         let angles = Arc::new(self.rotations(slice.spans));
-        let TuneModel { config, options, weights, cpu, pool, params, scratch, .. } = self;
+        let TuneModel { model, options, value, pool, scratch, .. } = self;
+        let Model { config, weights, params, cpu, .. } = model;
         let shape = Shape::of(config);
         let pass = Pass { shape, angles, spans: slice.spans.into(), keep: keep.into() };
         let mode = Mode::Train(options.precision);
@@ -263,7 +339,7 @@ impl TuneModel {
             };
         }
         let h = ops::rms_norm(&mut cx, &x, &weights.out_norm, config.norm_eps);
-        Ok((cx, h, &weights.lm_head.w))
+        Ok(Hidden { cx, h, head: &weights.lm_head.w, value: value.as_ref() })
     }
 
     fn check(&self, slice: &Slice<'_>) -> Result<()> {
@@ -279,7 +355,7 @@ impl TuneModel {
                 ),
             });
         }
-        let vocab = self.config.vocab_size;
+        let vocab = self.model.config.vocab_size;
         match slice.labels.iter().flatten().find(|&&id| id as usize >= vocab) {
             Some(id) => {
                 Err(Error::config("label", id, format!("the vocabulary has {vocab} tokens")))
@@ -289,7 +365,7 @@ impl TuneModel {
     }
 
     fn rotations(&self, spans: &[usize]) -> Rotations {
-        let (rope, head_dim) = (&self.config.rope, self.config.head_dim);
+        let (rope, head_dim) = (&self.model.config.rope, self.model.config.head_dim);
         let (mut angles, mut freqs) = (Rotations::default(), Frequencies::default());
         clear_angles(&mut angles, rope, head_dim);
         for &len in spans {
@@ -307,11 +383,27 @@ impl TuneModel {
     }
 }
 
-/// Runs the tape backward from the head's node.
-fn sweep_from(cx: &mut Cx<'_, '_>, node: Option<NodeId>) -> Result<()> {
-    if let Some(node) = node {
-        let one = cx.take_f32(1, 1);
-        sweep(cx, vec![(node, one)])?;
+/// What comes before the heads.
+struct Hidden<'a> {
+    /// The context that it was computed in.
+    cx: Cx<'a, 'a>,
+    /// The rows that the heads read.
+    h: Var<'a>,
+    /// The head of tokens, or of scores.
+    head: &'a Matrix,
+    /// The value head.
+    value: Option<&'a Matrix>,
+}
+
+fn valued(value: Option<&Matrix>) -> Result<&Matrix> {
+    value.ok_or_else(|| Error::Unsupported("values of a model without a value head".into()))
+}
+
+/// Runs the tape backward from the heads' nodes.
+fn sweep_from<const N: usize>(cx: &mut Cx<'_, '_>, nodes: [Option<NodeId>; N]) -> Result<()> {
+    let from: Vec<_> = nodes.into_iter().flatten().map(|node| (node, cx.take_f32(1, 1))).collect();
+    if !from.is_empty() {
+        sweep(cx, from)?;
     }
     Ok(())
 }

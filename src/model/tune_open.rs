@@ -9,6 +9,7 @@ use crate::model::adapter::{init_lora, read_adapter};
 use crate::model::builtin::is_builtin;
 use crate::model::checkpoint::{Checkpoint, GenerationDefaults};
 use crate::model::config::{Config, Head};
+use crate::model::llama::Model;
 use crate::model::names::{BlockWeight, Layout, Weight};
 use crate::model::source::WeightSource;
 use crate::model::text::text_parts;
@@ -22,11 +23,15 @@ use puna_cpu::buffer::Buffer;
 use puna_cpu::convert;
 use puna_cpu::matmul::Dense;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Stream of a seed that random weights are drawn from, one a weight from here on.
 const INIT_STREAM: u64 = 1 << 41;
 /// Standard deviation of random weights where the configuration does not say.
 const INIT_DEVIATION: f64 = 0.02;
+
+/// The value head among the parameters, under TRL's name.
+const VALUE_NAME: &str = "v_head.summary.weight";
 
 impl TuneModel {
     /// Opens a model for training. A directory with a `config.json` but no weights, or the
@@ -126,17 +131,21 @@ impl TuneModel {
         options: &TuneOptions,
         cpu: Cpu,
     ) -> TuneModel {
+        let (cpu, mut params) = (Arc::new(cpu), params);
+        let value = options.value.then(|| {
+            let (name, shape) = (VALUE_NAME.to_owned(), vec![1, config.dim]);
+            let value = Buffer::zeroed(config.dim);
+            let id = params.push(Param { name, shape, decay: true, value, low: None });
+            Matrix { n: 1, k: config.dim, data: MatrixData::Param(id) }
+        });
+        let model = Model { config, text, generation, weights, params, cpu, exact: false };
         TuneModel {
-            config,
-            text,
-            generation,
-            params,
-            weights,
+            model,
             options: options.clone(),
+            value,
             adapter: None,
             adapter_places: Vec::new(),
             base: base.to_owned(),
-            cpu,
             pool: Pool::default(),
             scratch: Scratch::default(),
         }

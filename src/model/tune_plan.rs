@@ -226,8 +226,8 @@ impl TuneModel {
             TuneMethod::Full => WeightBytes::default(),
             TuneMethod::Lora { .. } => WeightBytes::of(&Checkpoint::open(&self.base)?)?,
         };
-        let n_tokens = if self.text.is_some() { self.config.vocab_size } else { 0 };
+        let n_tokens = if self.text().is_some() { self.config().vocab_size } else { 0 };
         let run = RunSize { slice, state_bytes, n_tokens };
-        Ok(memory_plan(&self.config, &weights, &self.options, &run))
+        Ok(memory_plan(self.config(), &weights, &self.options, &run))
     }
 }

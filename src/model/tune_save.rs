@@ -24,7 +24,7 @@ impl TuneModel {
     pub fn save(&self, dir: &Path) -> Result<()> {
         if let Some(spec) = &self.adapter {
             let base = self.base.to_string_lossy();
-            return write_adapter(dir, &self.adapter_file(spec), &self.config, &base);
+            return write_adapter(dir, &self.adapter_file(spec), self.config(), &base);
         }
         let dtype = match self.options.precision {
             Precision::F32 => FileDType::F32,
@@ -39,33 +39,33 @@ impl TuneModel {
             Some(checkpoint) => TextSource::Gguf(checkpoint),
             None => TextSource::Dir(&self.base),
         };
-        let extras = Extras { name: &self.base, generation: &self.generation, text };
+        let extras = Extras { name: &self.base, generation: &self.model.generation, text };
         write_hf_files(dir, self, extras, dtype, &WriteOptions::default()).map(|_| ())
     }
 
     /// The adapter as it is now.
     fn adapter_file(&self, spec: &LoraSpec) -> AdapterFile {
         let mut pairs = Vec::new();
-        for (place, params) in self.adapter_places.iter().zip(self.params.0.chunks_exact(2)) {
+        for (place, params) in self.adapter_places.iter().zip(self.params().0.chunks_exact(2)) {
             let &(layer, target) = place;
             let (a, b) = (params[0].value.to_vec(), params[1].value.to_vec());
             pairs.push(LoraPair { layer, target, a, b });
         }
-        let score = self.params.0.iter().find(|param| param.name == SCORE_KEY);
+        let score = self.params().0.iter().find(|param| param.name == SCORE_KEY);
         let score = score.map(|param| param.value.to_vec());
         AdapterFile { spec: spec.clone(), pairs, score }
     }
 
     fn param_of(&self, weight: Weight) -> Result<&Param> {
         let name = weight.file_name(Layout::Hf);
-        let found = self.params.0.iter().find(|param| param.name == name);
+        let found = self.params().0.iter().find(|param| param.name == name);
         found.ok_or_else(|| Error::Unsupported(format!("writing {weight}, which is not trained")))
     }
 }
 
 impl WeightSource for TuneModel {
     fn config(&self) -> &Config {
-        &self.config
+        TuneModel::config(self)
     }
 
     fn dtype(&self, weight: Weight) -> Result<Option<FileDType>> {
@@ -73,8 +73,8 @@ impl WeightSource for TuneModel {
             Weight::Block(_, w) if w.is_attention_bias() || w.is_mlp_bias() => {
                 self.param_of(weight).is_err()
             }
-            Weight::LmHead => self.config.tie_embeddings || self.config.head != Head::Tokens,
-            Weight::Score => self.config.head != Head::Score,
+            Weight::LmHead => self.config().tie_embeddings || self.config().head != Head::Tokens,
+            Weight::Score => self.config().head != Head::Score,
             _ => false,
         };
         Ok((!absent).then_some(FileDType::F32))

@@ -56,6 +56,55 @@ pub struct EvalLine {
     pub measures: Measures,
 }
 
+/// One iteration of a run that learns from its own answers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct IterationLine {
+    /// Counts from 1.
+    pub iteration: usize,
+    /// Optimiser steps done with it.
+    pub step: usize,
+    /// Answers that were drawn.
+    pub answers: usize,
+    /// Answers that were learnt from.
+    pub kept: usize,
+    /// Mean reward of all answers.
+    pub reward_mean: f64,
+    /// Mean reward of each prompt's first answer.
+    pub reward_first: f64,
+    /// Mean reward of each prompt's best answer.
+    pub reward_best: f64,
+    /// Mean reward of the answers that were learnt from; none where none was.
+    pub reward_selected: Option<f64>,
+    /// Mean number of tokens of an answer.
+    pub length: f64,
+    /// Share of answers that ended by themselves.
+    pub ended: f64,
+    /// Perplexity: of the evaluation set after the iteration, else of the answers that were learnt
+    /// from before it.
+    pub ppl: Option<f64>,
+    /// Mean share of different words in windows of 100 words of all answers.
+    pub msttr_100: Option<f64>,
+    /// Different words over words.
+    pub distinct_1: Option<f64>,
+    /// Different pairs of words over pairs.
+    pub distinct_2: Option<f64>,
+    /// Words that occur exactly once.
+    pub unique_1: usize,
+    /// Pairs that occur exactly once.
+    pub unique_2: usize,
+    /// Seconds of drawing answers.
+    pub sample_s: f64,
+    /// Seconds of scoring them.
+    pub score_s: f64,
+    /// Seconds of learning.
+    pub train_s: f64,
+    /// Tokens drawn a second.
+    pub sample_tok_per_s: Option<f64>,
+    /// What else was measured.
+    #[serde(flatten)]
+    pub measures: Measures,
+}
+
 /// A line of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -64,6 +113,8 @@ pub enum Line {
     Step(StepLine),
     /// An evaluation.
     Eval(EvalLine),
+    /// An iteration.
+    Iteration(IterationLine),
 }
 
 /// The file, open for appending.

@@ -24,6 +24,14 @@ pub struct Done {
     pub settings: Vec<Setting>,
 }
 
+/// What runs that learn from their own answers leave beside a result.
+const ANSWERS_NAMES: [&str; 2] = ["answers.json", "iterations"];
+
+fn is_train_set(name: &str) -> bool {
+    let number = name.strip_prefix("train_set_").and_then(|rest| rest.strip_suffix(".json"));
+    number.is_some_and(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// Files that make a directory one with a result.
 fn is_result(name: &str) -> bool {
     matches!(name, SUMMARY_NAME | "adapter_model.safetensors" | "adapter_config.json")
@@ -60,7 +68,20 @@ pub fn wipe(output: &Path) -> Result<()> {
     }
     // The sign that the run is done goes first.
     forget_done(output)?;
-    let ours = |name: &String| is_result(name) || name == METRICS_NAME || name == REPORT_NAME;
+    let ours = |name: &String| {
+        is_result(name)
+            || is_train_set(name)
+            || name == METRICS_NAME
+            || name == REPORT_NAME
+            || name == ANSWERS_NAMES[0]
+    };
+    let answers = output.join(ANSWERS_NAMES[1]);
+    match fs::remove_dir_all(&answers) {
+        Err(source) if source.kind() != ErrorKind::NotFound => {
+            return Err(Error::io(answers, source));
+        }
+        _ => {}
+    }
     for name in names(output)?.iter().filter(|name| ours(name)) {
         let path = output.join(name);
         fs::remove_file(&path).map_err(|source| Error::io(&path, source))?;

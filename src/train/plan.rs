@@ -2,6 +2,8 @@
 //! steps a run has. As in transformers, an epoch ends with a smaller micro-batch and with a step of
 //! fewer micro-batches rather than leaving rows out.
 
+use crate::data::Row;
+use crate::data::order::Epochs;
 use crate::error::{Error, Result};
 use std::ops::Range;
 
@@ -96,6 +98,21 @@ impl Plan {
     pub fn rows(&self, micro: usize) -> Range<usize> {
         let first = micro * self.batch_size;
         first..(first + self.batch_size).min(self.n_rows)
+    }
+
+    /// The rows of step `step`, a list a micro-batch, in the order of `epochs`.
+    ///
+    /// # Errors
+    /// What `row` returns.
+    pub fn micros(
+        &self,
+        epochs: &Epochs,
+        step: usize,
+        mut row: impl FnMut(usize) -> Result<Row>,
+    ) -> Result<Vec<Vec<Row>>> {
+        let place = self.place(step);
+        let mut at = |at| row(epochs.index(place.epoch as u64, at));
+        place.micros.map(|micro| self.rows(micro).map(&mut at).collect()).collect()
     }
 
     /// Passes over the data when `steps` steps are done.

@@ -6,11 +6,71 @@ use super::trainee::Trainee;
 use super::trainer::Trainer;
 use super::{checkpoint, manifest, metrics, moments, output, report, tensors};
 use crate::error::Result;
+use crate::train::optimizer::Optimizer;
+use std::path::Path;
 
 /// File of the exact values of what is trained, in a checkpoint.
 const PARAMS_NAME: &str = "trained.safetensors";
 /// File of the optimiser's state, in a checkpoint.
 const OPTIMIZER_NAME: &str = "optimizer.safetensors";
+
+/// Writes what a run goes on with into a checkpoint's directory: the model or adapter, everything
+/// trained, the optimiser, the state.
+///
+/// # Errors
+/// What the system refuses.
+pub fn write_parts<M: Trainee>(
+    dir: &Path,
+    model: &M,
+    optimizer: &dyn Optimizer,
+    state: &State,
+) -> Result<()> {
+    model.save(dir)?;
+    tensors::write_params(&dir.join(PARAMS_NAME), model.params())?;
+    moments::write(&dir.join(OPTIMIZER_NAME), optimizer)?;
+    state.write(dir)
+}
+
+/// Takes up what [`write_parts`] wrote, for a run that is told `settings`. What is not as it was is
+/// told to `warn`.
+///
+/// # Errors
+/// Files that are broken; a run that was begun with other settings.
+pub fn read_parts<M: Trainee>(
+    dir: &Path,
+    model: &mut M,
+    optimizer: &mut dyn Optimizer,
+    now: &State,
+    warn: &mut dyn FnMut(&str),
+) -> Result<State> {
+    let state = State::read(dir)?;
+    check_same(&state.settings, &now.settings)?;
+    if (&state.isa, &state.puna) != (&now.isa, &now.puna) {
+        warn(&format!(
+            "{} was written by Puna {} on {}, this is {} on {}: the numbers will differ in their \
+             last bits",
+            dir.display(),
+            state.puna,
+            state.isa,
+            now.puna,
+            now.isa
+        ));
+    }
+    tensors::read_params(&dir.join(PARAMS_NAME), model.params_mut())?;
+    moments::read(&dir.join(OPTIMIZER_NAME), optimizer)?;
+    Ok(state)
+}
+
+/// The first trained value that is not finite, with its parameter's name.
+pub fn broken_param<M: Trainee>(model: &M) -> Option<(String, f64)> {
+    let params = model.params().0.iter();
+    params
+        .filter_map(|param| {
+            let value = param.value.iter().find(|value| !value.is_finite())?;
+            Some((format!("a value of {} after the update", param.name), f64::from(*value)))
+        })
+        .next()
+}
 
 impl<M: Trainee> Trainer<'_, '_, M> {
     /// The end of the run, where it is done already.
@@ -29,22 +89,9 @@ impl<M: Trainee> Trainer<'_, '_, M> {
             return Ok(());
         };
         let dir = checkpoint::dir(output, step);
-        let state = State::read(&dir)?;
-        check_same(&state.settings, &self.state.settings)?;
-        if (&state.isa, &state.puna) != (&self.state.isa, &self.state.puna) {
-            self.watch.warn(&format!(
-                "{} was written by Puna {} on {}, this is {} on {}: the numbers will differ in \
-                 their last bits",
-                dir.display(),
-                state.puna,
-                state.isa,
-                self.state.puna,
-                self.state.isa
-            ));
-        }
-        tensors::read_params(&dir.join(PARAMS_NAME), self.job.model.params_mut())?;
-        let optimizer = &mut self.optimizer;
-        moments::read(&dir.join(OPTIMIZER_NAME), optimizer.as_mut())?;
+        let optimizer = self.stepper.optimizer.as_mut();
+        let warn = &mut |text: &str| self.watch.warn(text);
+        let state = read_parts(&dir, self.job.model, optimizer, &self.state, warn)?;
         self.saved = Some(state.step);
         self.state = state;
         self.watch.remark(&format!("going on from {}", dir.display()));
@@ -76,12 +123,9 @@ impl<M: Trainee> Trainer<'_, '_, M> {
         }
         self.insist_on_params()?;
         self.state.metrics_bytes = self.metrics.sync()?;
-        let (job, state, optimizer) = (&self.job, &self.state, &self.optimizer);
+        let (job, state, optimizer) = (&self.job, &self.state, &self.stepper.optimizer);
         let path = checkpoint::write(job.output, step, |dir| {
-            job.model.save(dir)?;
-            tensors::write_params(&dir.join(PARAMS_NAME), job.model.params())?;
-            moments::write(&dir.join(OPTIMIZER_NAME), optimizer.as_ref())?;
-            state.write(dir)
+            write_parts(dir, &*job.model, optimizer.as_ref(), state)
         })?;
         self.saved = Some(step);
         self.watch.saved(&path);
@@ -95,14 +139,13 @@ impl<M: Trainee> Trainer<'_, '_, M> {
 
     /// An update may overflow where the gradient did not.
     fn insist_on_params(&mut self) -> Result<()> {
-        for param in &self.job.model.params().0 {
-            if let Some(value) = param.value.iter().find(|value| !value.is_finite()) {
-                let (step, value) = (self.state.step, f64::from(*value));
-                let what = format!("a value of {} after the update", param.name);
-                return Err(self.not_finite(step, &what, value, "all rows so far".to_owned()));
+        match broken_param(&*self.job.model) {
+            Some((what, value)) => {
+                let step = self.state.step;
+                Err(self.not_finite(step, &what, value, "all rows so far".to_owned()))
             }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Puts result, report and the sign of being done into the output directory.

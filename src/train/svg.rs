@@ -29,10 +29,19 @@ pub struct Series {
 pub struct Chart {
     /// Heading.
     pub title: String,
+    /// What x counts.
+    pub x_label: &'static str,
     /// What y is, with its unit.
     pub y_label: &'static str,
     /// The curves, drawn in this order.
     pub series: Vec<Series>,
+}
+
+impl Default for Chart {
+    /// A chart over steps, without curves.
+    fn default() -> Chart {
+        Chart { title: String::new(), x_label: "step", y_label: "", series: vec![] }
+    }
 }
 
 /// The chart as a `figure` element; empty where no series has a point.
@@ -42,7 +51,7 @@ pub fn chart(chart: &Chart) -> String {
     if series.is_empty() {
         return String::new();
     }
-    let (x_ticks, x_low, x_high) = steps_axis(all().map(|p| p.0));
+    let (x_ticks, x_low, x_high) = counts_axis(all().map(|p| p.0));
     let (y_ticks, y_low, y_high) = axis(all().map(|p| p.1), 5);
     let x_of = |x: f64| LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT);
     let y_of = |y: f64| HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM);
@@ -80,10 +89,11 @@ pub fn chart(chart: &Chart) -> String {
     let _ = writeln!(
         out,
         "<path class=\"axis\" d=\"M{LEFT} {TOP}V{foot}H{right}\"/>\
-         <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">step</text>\
+         <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\
          <text transform=\"translate(14 {:.1}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
         (LEFT + right) / 2.0,
         HEIGHT - 6.0,
+        escape(chart.x_label),
         (TOP + foot) / 2.0,
         escape(chart.y_label)
     );
@@ -97,10 +107,11 @@ pub fn chart(chart: &Chart) -> String {
                 let _ = writeln!(
                     out,
                     "<circle class=\"{}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\">\
-                     <title>step {}: {}</title></circle>",
+                     <title>{} {}: {}</title></circle>",
                     one.class,
                     x_of(x),
                     y_of(y),
+                    escape(chart.x_label),
                     number(x),
                     number(y)
                 );
@@ -134,9 +145,11 @@ fn axis(values: impl Iterator<Item = f64>, wanted: usize) -> (Vec<f64>, f64, f64
     (ticks, first as f64 * step, last as f64 * step)
 }
 
-/// The axis of steps: round ticks too, but it ends where the curves end.
-fn steps_axis(values: impl Iterator<Item = f64> + Clone) -> (Vec<f64>, f64, f64) {
+/// The axis of what is counted: round ticks too, but only whole ones, and it ends where the curves
+/// end.
+fn counts_axis(values: impl Iterator<Item = f64> + Clone) -> (Vec<f64>, f64, f64) {
     let (mut ticks, low, high) = axis(values.clone(), 8);
+    ticks.retain(|tick| (tick - tick.round()).abs() < 1e-9);
     let first = values.clone().fold(f64::INFINITY, f64::min);
     let last = values.fold(f64::NEG_INFINITY, f64::max);
     if first >= last {
@@ -223,11 +236,14 @@ mod tests {
             assert!(low < flat && flat < high, "{low} {flat} {high}");
         }
         assert_eq!(axis([f64::NAN].into_iter(), 5).1, 0.0);
-        let (ticks, low, high) = steps_axis([1.0, 180.0, 360.0].into_iter());
+        let (ticks, low, high) = counts_axis([1.0, 180.0, 360.0].into_iter());
         assert_eq!(
             (ticks, low, high),
             ((1..=7).map(|i| 50.0 * f64::from(i)).collect(), 1.0, 360.0)
         );
+        let (ticks, low, high) = counts_axis([1.0, 2.0, 3.0].into_iter());
+        assert_eq!((ticks, low, high), (vec![1.0, 2.0, 3.0], 1.0, 3.0));
+        assert_eq!(counts_axis([1.0].into_iter()).0, [1.0]);
     }
 
     #[test]
@@ -263,6 +279,17 @@ mod tests {
     #[test]
     fn a_chart_without_points_is_nothing() {
         let series = Series { name: "a", class: "a", marked: false, points: vec![] };
-        assert_eq!(chart(&Chart { title: "t".into(), y_label: "y", series: vec![series] }), "");
+        let empty = Chart { title: "t".into(), series: vec![series], ..Chart::default() };
+        assert_eq!(chart(&empty), "");
+    }
+
+    #[test]
+    fn x_has_its_name_on_the_axis_and_at_each_point() {
+        let series = || Series { name: "a", class: "a", marked: true, points: vec![(2.0, 0.5)] };
+        let over = |x_label| Chart { x_label, series: vec![series()], ..Chart::default() };
+        let text = chart(&over("iteration"));
+        assert!(text.contains(">iteration</text>") && text.contains("<title>iteration 2: 0.5<"));
+        let text = chart(&Chart { series: vec![series()], ..Chart::default() });
+        assert!(text.contains(">step</text>") && text.contains("<title>step 2: 0.5<"));
     }
 }

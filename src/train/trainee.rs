@@ -11,14 +11,60 @@ use std::path::Path;
 /// Numbers beside the loss, means over units.
 pub type Measures = BTreeMap<String, f64>;
 
-/// A model with parameters that can be trained.
-pub trait Trainee {
+/// What is trained, and where.
+pub trait Holder {
     /// Where it computes.
     fn cpu(&self) -> &Cpu;
     /// What is trained.
     fn params(&self) -> &Params;
     /// What is trained, to be changed.
     fn params_mut(&mut self) -> &mut Params;
+    /// Writes the model, or the adapter, into an empty directory.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    fn save(&self, dir: &Path) -> Result<()>;
+
+    /// Hands out device and parameters at once.
+    fn with_params<R>(&mut self, work: impl FnOnce(&Cpu, &mut Params) -> R) -> R
+    where
+        Self: Sized,
+    {
+        let mut params = std::mem::take(self.params_mut());
+        let result = work(self.cpu(), &mut params);
+        *self.params_mut() = params;
+        result
+    }
+}
+
+/// A LLaMA in training, whatever its loss.
+pub trait Tuned {
+    /// The model inside.
+    fn tuned(&self) -> &TuneModel;
+    /// The same, to be run.
+    fn tuned_mut(&mut self) -> &mut TuneModel;
+}
+
+impl<T: Tuned> Holder for T {
+    fn cpu(&self) -> &Cpu {
+        self.tuned().cpu()
+    }
+
+    fn params(&self) -> &Params {
+        self.tuned().params()
+    }
+
+    fn params_mut(&mut self) -> &mut Params {
+        self.tuned_mut().params_mut()
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        self.tuned().save(dir)
+    }
+}
+
+/// A model with a loss.
+pub trait Trainee: Holder {
     /// Runs rows packed one after the other. With gradients, adds `scale` times the derivative of
     /// the summed loss to them.
     ///
@@ -46,37 +92,19 @@ pub trait Trainee {
     fn measures(&mut self) -> Measures {
         Measures::new()
     }
-    /// Writes the model, or the adapter, into an empty directory.
-    ///
-    /// # Errors
-    /// What the system refuses.
-    fn save(&self, dir: &Path) -> Result<()>;
+}
 
-    /// Hands out device and parameters at once.
-    fn with_params<R>(&mut self, work: impl FnOnce(&Cpu, &mut Params) -> R) -> R
-    where
-        Self: Sized,
-    {
-        let mut params = std::mem::take(self.params_mut());
-        let result = work(self.cpu(), &mut params);
-        *self.params_mut() = params;
-        result
+impl Tuned for TuneModel {
+    fn tuned(&self) -> &TuneModel {
+        self
+    }
+
+    fn tuned_mut(&mut self) -> &mut TuneModel {
+        self
     }
 }
 
 impl Trainee for TuneModel {
-    fn cpu(&self) -> &Cpu {
-        TuneModel::cpu(self)
-    }
-
-    fn params(&self) -> &Params {
-        &self.params
-    }
-
-    fn params_mut(&mut self) -> &mut Params {
-        &mut self.params
-    }
-
     fn run(
         &mut self,
         slice: &Slice<'_>,
@@ -84,9 +112,5 @@ impl Trainee for TuneModel {
         dropout: Dropout,
     ) -> Result<SliceLoss> {
         TuneModel::run(self, slice, grads, dropout)
-    }
-
-    fn save(&self, dir: &Path) -> Result<()> {
-        TuneModel::save(self, dir)
     }
 }

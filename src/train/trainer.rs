@@ -13,22 +13,20 @@
 //! resumed run give the same bits. Numbers that are not finite end the run before anything that
 //! they touched is saved.
 
-use super::batch::{accumulate, budget, instances};
+use super::batch::{budget, instances};
 use super::checkpoint;
-use super::clip::{clip_factor, global_norm};
 use super::evaluate::evaluate;
 use super::job::{End, Job, Outcome};
 use super::metrics::{EvalLine, Line, Metrics, StepLine, peak_bytes};
-use super::optimizer::{self, Optimizer};
 use super::plan::Plan;
+use super::settings::Settings;
 use super::state::{Cursor, State};
+use super::step::{Step, Stepper};
 use super::trainee::Trainee;
 use super::watch::Watch;
 
-use crate::data::Row;
 use crate::data::order::Epochs;
 use crate::error::{Error, Result};
-use crate::tensor::Grads;
 use std::fs;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -58,8 +56,7 @@ pub(super) struct Trainer<'a, 'w, M: Trainee> {
     pub(super) watch: &'w mut dyn Watch,
     pub(super) plan: Plan,
     epochs: Epochs,
-    pub(super) optimizer: Box<dyn Optimizer>,
-    grads: Grads,
+    pub(super) stepper: Stepper,
     pub(super) metrics: Metrics,
     pub(super) state: State,
     /// The step whose checkpoint is whole on the disk.
@@ -72,10 +69,7 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
     fn new(job: Job<'a, M>, watch: &'w mut dyn Watch) -> Result<Self> {
         let settings = job.settings;
         let plan = settings.plan(job.train.n_rows())?;
-        let optimizer = job.model.with_params(|_, params| {
-            optimizer::make(&settings.optim, &settings.optim_args, params)
-        })?;
-        let grads = Grads::zeros(job.model.params());
+        let stepper = Stepper::new(job.model, settings)?;
         let mut all = job.identity.clone();
         all.extend(settings.fingerprint(plan.total_steps));
         let state = State::new(settings.seed, job.model.cpu().isa.to_string(), all);
@@ -88,8 +82,7 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
             watch,
             plan,
             epochs,
-            optimizer,
-            grads,
+            stepper,
             metrics,
             state,
             saved: None,
@@ -153,34 +146,25 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
         step.is_multiple_of(every.max(1)) || step == self.plan.total_steps
     }
 
-    /// The rows of the next step.
-    fn rows(&self) -> Result<Vec<Vec<Row>>> {
-        let place = self.plan.place(self.state.step);
-        let row = |at| self.job.train.row(self.epochs.index(place.epoch as u64, at));
-        place.micros.map(|micro| self.plan.rows(micro).map(row).collect()).collect()
-    }
-
     fn step(&mut self) -> Result<()> {
         let start = Instant::now();
         let settings = self.job.settings;
         let step = self.state.step;
-        let micros = self.rows()?;
+        let micros = self.plan.micros(&self.epochs, step, |at| self.job.train.row(at))?;
         let budget = budget(settings.slice_tokens, self.job.train.longest());
-        self.grads.clear();
-        let model = &mut *self.job.model;
-        let total = accumulate(model, &micros, &mut self.grads, budget, settings.seed, step)?;
-        self.insist("the loss", total.sum, &micros)?;
-        let norm = global_norm(self.job.model.cpu(), &self.grads);
-        self.insist("the gradient's norm", norm, &micros)?;
-
         let warmup = settings.warmup(self.plan.total_steps);
         let lr =
             settings.schedule.rate(settings.learning_rate, step, warmup, self.plan.total_steps);
-        let factor = clip_factor(norm, settings.max_grad_norm);
-        let (optimizer, grads) = (&mut self.optimizer, &self.grads);
-        self.job
-            .model
-            .with_params(|cpu, params| optimizer.step(cpu, params, grads, lr as f32, factor));
+        let Settings { seed, max_grad_norm, .. } = *settings;
+        let how = Step { step, seed, lr, budget, max_grad_norm };
+        let (total, norm) = match self.stepper.step(self.job.model, &micros, &how)? {
+            Ok(done) => done,
+            Err((what, value)) => {
+                self.report();
+                let batch = instances(&micros, |one| self.job.train.place(one));
+                return Err(self.not_finite(step + 1, what, value, batch));
+            }
+        };
 
         let done = step + 1;
         let place = self.plan.place(done);
@@ -206,20 +190,6 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
         self.metrics.append(&Line::Step(line.clone()))?;
         self.watch.step(&line);
         Ok(())
-    }
-
-    /// Refuses a number that is not finite, and says what led to it.
-    fn insist(&mut self, what: &str, value: f64, micros: &[Vec<Row>]) -> Result<()> {
-        if value.is_finite() {
-            return Ok(());
-        }
-        self.report();
-        Err(self.not_finite(
-            self.state.step + 1,
-            what,
-            value,
-            instances(micros, |one| self.job.train.place(one)),
-        ))
     }
 
     /// The error about a number that is not finite.

@@ -4,10 +4,12 @@
 use super::*;
 use crate::autograd::Dropout;
 use crate::data::NOT_SCORED;
+use crate::data::Row;
 use crate::kernels::Cpu;
 use crate::model::tune::{Slice, SliceLoss};
 use crate::rng::Rng;
-use crate::tensor::{Buffer, Param, Params};
+use crate::tensor::{Buffer, Grads, Param, Params};
+use crate::train::Holder;
 use crate::train::job::Rows;
 use crate::train::optimizer::OptimArgs;
 use crate::train::plan::Length;
@@ -51,7 +53,7 @@ impl Bigram {
     }
 }
 
-impl Trainee for Bigram {
+impl Holder for Bigram {
     fn cpu(&self) -> &Cpu {
         &self.cpu
     }
@@ -64,6 +66,14 @@ impl Trainee for Bigram {
         &mut self.params
     }
 
+    fn save(&self, dir: &Path) -> Result<()> {
+        let bytes: Vec<u8> = self.bits().iter().flat_map(|bits| bits.to_le_bytes()).collect();
+        fs::write(dir.join("model.safetensors"), bytes).unwrap();
+        Ok(())
+    }
+}
+
+impl Trainee for Bigram {
     fn run(
         &mut self,
         slice: &Slice<'_>,
@@ -103,12 +113,6 @@ impl Trainee for Bigram {
             stop.store(true, Ordering::Relaxed);
         }
         Ok(loss)
-    }
-
-    fn save(&self, dir: &Path) -> Result<()> {
-        let bytes: Vec<u8> = self.bits().iter().flat_map(|bits| bits.to_le_bytes()).collect();
-        fs::write(dir.join("model.safetensors"), bytes).unwrap();
-        Ok(())
     }
 }
 
@@ -212,7 +216,7 @@ fn series(out: &Path) -> Vec<(usize, f64, f64, f64)> {
     let lines = metrics::read(out).unwrap();
     let step = |line| match line {
         Line::Step(line) => Some((line.step, line.loss, line.lr, line.grad_norm)),
-        Line::Eval(_) => None,
+        Line::Eval(_) | Line::Iteration(_) => None,
     };
     lines.into_iter().filter_map(step).collect()
 }

@@ -1,6 +1,6 @@
 //! Who is told what happens in a run. The library prints nothing; the command line does.
 
-use super::metrics::{EvalLine, StepLine};
+use super::metrics::{EvalLine, IterationLine, StepLine};
 use std::path::Path;
 
 /// Told of everything, in order. Each method does nothing unless it is written.
@@ -24,6 +24,18 @@ pub trait Watch {
     /// A checkpoint, or the result, is saved.
     fn saved(&mut self, dir: &Path) {
         let _ = dir;
+    }
+    /// A part of an iteration begins, of `total` of what it is named after.
+    fn stage(&mut self, what: &str, total: usize) {
+        let _ = (what, total);
+    }
+    /// So many of these are done.
+    fn progress(&mut self, done: usize) {
+        let _ = done;
+    }
+    /// An iteration is done.
+    fn iteration(&mut self, line: &IterationLine) {
+        let _ = line;
     }
     /// Something worth knowing.
     fn remark(&mut self, text: &str) {

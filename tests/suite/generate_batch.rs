@@ -47,7 +47,7 @@ fn batch(model: &Model, ids: &[&[u32]], width: usize, n: usize) -> BTreeMap<usiz
         assert!(all.insert(index, generation).is_none(), "prompt {index} came twice");
         Ok(())
     };
-    let prompts = Prompts { ids, width };
+    let prompts = Prompts { ids, width, ..Prompts::default() };
     let never = AtomicBool::new(false);
     generate_batch(model, &mut ws, &mut context, &prompts, &options(n), &never, &mut done).unwrap();
     all
@@ -109,7 +109,7 @@ fn what_ended_before_a_cancellation_was_handed_over() {
         cancel.store(true, Ordering::Relaxed);
         Ok(())
     };
-    let prompts = Prompts { ids: &ids, width: 1 };
+    let prompts = Prompts { ids: &ids, width: 1, ..Prompts::default() };
     let end =
         generate_batch(&model, &mut ws, &mut context, &prompts, &options(1), &cancel, &mut done);
     assert!(matches!(end, Err(Error::Cancelled)), "{end:?}");
@@ -123,7 +123,7 @@ fn a_prompt_that_cannot_run_is_refused_before_the_work() {
     let mut context = Context::new(&model, CAPACITY, KvType::F16).unwrap();
     let mut done = |_, _| panic!("nothing was to be done");
     for bad in [&[][..], &[9999], &[1; CAPACITY + 1]] {
-        let prompts = Prompts { ids: &[&[1], bad], width: 2 };
+        let prompts = Prompts { ids: &[&[1], bad], width: 2, ..Prompts::default() };
         let never = AtomicBool::new(false);
         let end =
             generate_batch(&model, &mut ws, &mut context, &prompts, &options(1), &never, &mut done);

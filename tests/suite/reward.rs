@@ -157,21 +157,47 @@ fn a_model_without_a_tokenizer_says_so() {
 }
 
 #[test]
-fn what_cannot_be_scored_is_named() {
-    let text = json!({"type": "text_only", "instances": [{"text": "a"}]});
+fn texts_conversations_and_empty_answers_are_scored_too() {
+    let text = json!({"type": "text_only", "instances": [{"text": "a"}, {"text": "b c"}]});
+    let talk = json!({"type": "conversation", "instances": [{"messages": [
+        {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+    ]}]});
     let empty =
         json!({"type": "text_to_textlist", "instances": [{"input": "a", "output": ["b", ""]}]});
-    let place = Place::new(&[("pairs.json", pairs()), ("text.json", text), ("empty.json", empty)]);
+    let place = Place::new(&[
+        ("pairs.json", pairs()),
+        ("text.json", text),
+        ("talk.json", talk),
+        ("empty.json", empty),
+    ]);
+    place.train(&["--max-steps=1"]).done();
+    let judge = place.text("judge");
+    let floats = place.text("floats.json");
+    for (data, n) in [("text.json", 2), ("talk.json", 1)] {
+        let run = place.eval(&judge, data, &["--output", &floats]).done();
+        assert_eq!(run.json()[0]["n"], n, "{data}");
+        let written: Value = serde_json::from_slice(&fs::read(&floats).unwrap()).unwrap();
+        assert_eq!(written["type"], "float_only");
+        let values = written["instances"].as_array().unwrap();
+        let mean = values.iter().map(|one| one["value"].as_f64().unwrap()).sum::<f64>() / n as f64;
+        assert!((mean - run.json()[0]["value"].as_f64().unwrap()).abs() < 1e-6, "{written}");
+    }
+    let run = place.eval(&judge, "empty.json", &[]).done();
+    assert_eq!(run.json()[0]["n"], 2);
+}
+
+#[test]
+fn what_cannot_be_scored_is_named() {
+    let floats = json!({"type": "float_only", "instances": [{"value": 1.0}]});
+    let place = Place::new(&[("pairs.json", pairs()), ("floats.json", floats)]);
     let run = place.eval("builtin", "pairs.json", &[]);
     assert!(run.status == Some(1) && run.stderr.contains("puna reward"), "{}", run.stderr);
     place.train(&["--max-steps=1"]).done();
     let judge = place.text("judge");
-    for (data, wanted) in [("text.json", "wanted one of text_to_textlist"), ("empty.json", "empty")]
-    {
-        let run = place.eval(&judge, data, &[]);
-        assert!(run.status == Some(1) && run.stderr.contains(wanted), "{}", run.stderr);
-        assert!(run.stderr.contains(data), "{}", run.stderr);
-    }
+    let run = place.eval(&judge, "floats.json", &[]);
+    let wanted = "wanted one of text_to_textlist";
+    assert!(run.status == Some(1) && run.stderr.contains(wanted), "{}", run.stderr);
+    assert!(run.stderr.contains("floats.json"), "{}", run.stderr);
     let run = puna(&["eval", "reward", &judge]);
     assert!(run.status == Some(2) && run.stderr.contains("no data named"), "{}", run.stderr);
     let run = place.eval(&judge, "pairs.json", &["--output", "x"]);

@@ -23,7 +23,7 @@ use crate::rng::Rng;
 use crate::tensor::Grads;
 use crate::train::clip::{clip_factor, global_norm};
 use crate::train::optimizer::{OptimArgs, Optimizer, make};
-use crate::train::{Trainee, budget};
+use crate::train::{Holder, budget};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Instant;
@@ -96,6 +96,7 @@ fn options(args: &BenchArgs, threads: usize) -> TuneOptions {
         },
         gradient_checkpointing: false,
         score: false,
+        value: false,
         seed: args.common.seed,
     }
 }
@@ -159,10 +160,10 @@ pub fn run(args: &BenchArgs) -> Result<Value, Failure> {
         // Opening counts: it may hold more than training does.
         let memory = PeakMemory::begin(all_limits.is_empty());
         let mut model = TuneModel::open(path, &options(args, threads))?;
-        let mut optimizer = make("adamw", &OptimArgs::default(), &model.params)?;
-        let mut grads = Grads::zeros(&model.params);
-        let sizes = Sizes::of(&model.config);
-        let adapter = if method == "lora" { model.params.n_elements() } else { 0 };
+        let mut optimizer = make("adamw", &OptimArgs::default(), model.params())?;
+        let mut grads = Grads::zeros(model.params());
+        let sizes = Sizes::of(model.config());
+        let adapter = if method == "lora" { model.params().n_elements() } else { 0 };
         let unit = unit(model.cpu().isa, if in_bf16 { "BF16" } else { "F32" }, false);
         let limit = limits::with_threads(&all_limits, threads);
         let bar = args
@@ -172,7 +173,7 @@ pub fn run(args: &BenchArgs) -> Result<Value, Failure> {
         for &row_tokens in &rows {
             for batch in or_usual(&args.batch, 1) {
                 let mut rng = Rng::new(args.common.seed, 0);
-                let vocab_size = model.config.vocab_size as u32;
+                let vocab_size = model.config().vocab_size as u32;
                 let n_tokens = row_tokens * batch;
                 let ids = (0..n_tokens).map(|_| rng.next_u32() % vocab_size).collect();
                 let mut steps = Steps {

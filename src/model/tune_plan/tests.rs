@@ -17,7 +17,7 @@ fn run(model: &mut TuneModel, n: usize, longest: usize) {
     let labels: Vec<Option<u32>> = (0..n).map(label).collect();
     let mut spans = vec![longest; n / longest];
     spans.extend(Some(n % longest).filter(|&rest| rest > 0));
-    let mut grads = Grads::zeros(&model.params);
+    let mut grads = Grads::zeros(model.params());
     let slice = Slice { ids: &ids, labels: &labels, spans: &spans, sources: &[] };
     model.run(&slice, Some((&mut grads, 1.0)), Dropout::default()).expect("a pass");
 }
@@ -46,6 +46,7 @@ fn the_walk_takes_what_the_pass_takes() {
                         gradient_checkpointing,
                         seed: 1,
                         score: false,
+                        value: false,
                     };
                     let mut model = TuneModel::open(&dir, &options).expect("a fixture");
                     let slice = SliceSize { tokens: 96, longest: 40 };
@@ -55,10 +56,10 @@ fn the_walk_takes_what_the_pass_takes() {
                         run(&mut model, tokens, 30);
                         assert_eq!(model.pool.bytes(), reserved, "{tokens}: {options:?}");
                     }
-                    let planned = activations(&model.config, &options, slice);
+                    let planned = activations(model.config(), &options, slice);
                     assert_eq!(planned.reserved(), model.pool.bytes(), "{fixture}: {options:?}");
                     assert!(planned.written() <= planned.reserved());
-                    let kernels = kernels(&model.config, &options, slice);
+                    let kernels = kernels(model.config(), &options, slice);
                     let held = model.scratch.bytes() as u64;
                     assert!(held < kernels + (1 << 20), "{held} of {kernels}: {options:?}");
                 }
@@ -88,6 +89,7 @@ fn absurd_sizes_do_not_overflow() {
         method: TuneMethod::Full,
         gradient_checkpointing: false,
         score: false,
+        value: false,
         seed: 1,
     };
     let weights = WeightBytes { f32: u64::MAX / 2, ..WeightBytes::default() };

@@ -1,0 +1,44 @@
+//! For tests: whether a gradient is that of the loss.
+
+use crate::autograd::Dropout;
+use crate::data::Row;
+use crate::rng::Rng;
+use crate::tensor::Grads;
+use crate::train::{Packed, Trainee};
+
+/// Moves every trained value a little, by normal draws of this deviation.
+pub fn shake<M: Trainee>(model: &mut M, deviation: f32, seed: u64) {
+    let mut rng = Rng::new(seed, 0);
+    for param in &mut model.params_mut().0 {
+        param.value.iter_mut().for_each(|value| *value += deviation * rng.normal() as f32);
+    }
+}
+
+/// Compares the gradient's length with the slope of the loss along it, as a difference quotient of
+/// step `h` has it: both directions at once, over all parameters.
+pub fn assert_slope<M: Trainee>(model: &mut M, rows: &[Row], h: f32, bound: f64) {
+    let packed = Packed::new(rows);
+    let mut grads = Grads::zeros(model.params());
+    let loss = model.run(&packed.slice(), Some((&mut grads, 1.0)), Dropout::default()).unwrap();
+    let plain = model.run(&packed.slice(), None, Dropout::default()).unwrap();
+    assert!((loss.nll - plain.nll).abs() < 1e-5 * plain.nll.abs().max(1.0), "{loss:?} {plain:?}");
+    let length = grads.0.iter().flat_map(|grad| grad.iter()).map(|&g| f64::from(g).powi(2));
+    let length = length.sum::<f64>().sqrt();
+    assert!(length > 1e-3, "a gradient of {length} shows nothing");
+    let mut along = |step: f32| {
+        for (param, grad) in model.params_mut().0.iter_mut().zip(&grads.0) {
+            for (value, g) in param.value.iter_mut().zip(grad.iter()) {
+                *value += step * g / length as f32;
+            }
+        }
+        let loss = model.run(&packed.slice(), None, Dropout::default()).unwrap().nll;
+        for (param, grad) in model.params_mut().0.iter_mut().zip(&grads.0) {
+            for (value, g) in param.value.iter_mut().zip(grad.iter()) {
+                *value -= step * g / length as f32;
+            }
+        }
+        loss
+    };
+    let slope = (along(h) - along(-h)) / (2.0 * f64::from(h));
+    assert!((slope - length).abs() < bound * length, "slope {slope}, gradient {length}");
+}
