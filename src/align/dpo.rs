@@ -4,15 +4,14 @@
 //! weights before the first step. Its log-probabilities are computed once, before training, so no
 //! second model is held and no pair costs more than one pass each way.
 
-use super::pairs::{PairRows, PairTrainee, add, margins};
+use super::pairs::{PairRows, PairTrainee, add, margins, under_reference};
 use super::preference::{Objective, Pair};
 use crate::autograd::Dropout;
 use crate::error::Result;
 use crate::model::tune::{Slice, SliceLoss, TuneModel};
 use crate::tensor::Grads;
 use crate::train::trainee::{Measures, Trainee, Tuned};
-use crate::train::{Packed, Rows, budget, slices};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 /// A model in training on pairs.
 pub struct Dpo {
@@ -126,26 +125,13 @@ impl PairTrainee for Dpo {
         if !self.objective.needs_reference() {
             return Ok(true);
         }
-        let longest = sets.iter().map(|set| set.longest()).max().unwrap_or(0);
-        let budget = budget(slice_tokens, longest);
-        let mut done = 0;
-        for set in sets {
-            let lens: Vec<usize> = set.0.rows.iter().map(|row| row.ids.len()).collect();
-            for range in slices(&lens, budget) {
-                if stop.load(Ordering::Relaxed) {
-                    return Ok(false);
-                }
-                done += range.len();
-                let packed = Packed::new(&set.0.rows[range]);
-                let slice = packed.slice();
-                let log_probs = self.model.log_probs(&slice, false)?;
-                for (pair, sums) in sums_of(&slice, &log_probs) {
-                    self.known[pair].reference = sums;
-                }
-                progress(done);
+        let Dpo { model, known, .. } = self;
+        under_reference(model, sets, slice_tokens, stop, progress, &mut |slice, log_probs| {
+            for (pair, sums) in sums_of(slice, log_probs) {
+                known[pair].reference = sums;
             }
-        }
-        Ok(true)
+            Ok(())
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use crate::model::tune::{LoraSpec, Precision, TuneMethod, TuneOptions};
 use crate::train::optimizer::OptimArgs;
 use crate::train::schedule::Schedule;
 use crate::train::watch::Silent;
-use crate::train::{Holder, Job, Length, Settings, metrics, train};
+use crate::train::{Holder, Job, Length, Packed, Rows, Settings, metrics, slices, train};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::Path;

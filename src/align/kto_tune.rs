@@ -5,15 +5,14 @@
 //! has moved is measured on prompts with the answer to another: the next one of the group.
 
 use super::kto::{Kto, baseline};
-use super::pairs::{PairRows, PairTrainee};
+use super::pairs::{PairRows, PairTrainee, under_reference};
 use super::reference::by_sequence;
 use crate::autograd::Dropout;
 use crate::error::Result;
 use crate::model::tune::{Slice, SliceLoss, TuneModel};
 use crate::tensor::Grads;
 use crate::train::trainee::{Measures, Trainee, Tuned};
-use crate::train::{Packed, Rows, budget, slices};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 /// Documents of a pair: chosen, rejected, and the prompt with another's answer.
 pub(super) const DOCUMENTS: usize = 3;
@@ -119,26 +118,13 @@ impl PairTrainee for KtoTuned {
         stop: &AtomicBool,
         progress: &mut dyn FnMut(usize),
     ) -> Result<bool> {
-        let longest = sets.iter().map(|set| set.longest()).max().unwrap_or(0);
-        let budget = budget(slice_tokens, longest);
-        let mut done = 0;
-        for set in sets {
-            let lens: Vec<usize> = set.0.rows.iter().map(|row| row.ids.len()).collect();
-            for range in slices(&lens, budget) {
-                if stop.load(Ordering::Relaxed) {
-                    return Ok(false);
-                }
-                done += range.len();
-                let packed = Packed::new(&set.0.rows[range]);
-                let slice = packed.slice();
-                let log_probs = self.model.log_probs(&slice, false)?;
-                for (at, sum) in sums_of(&slice, &log_probs)?.0.into_iter().enumerate() {
-                    self.known.reference[slice.sources[at] as usize][at % DOCUMENTS] = sum;
-                }
-                progress(done);
+        let KtoTuned { model, known, .. } = self;
+        under_reference(model, sets, slice_tokens, stop, progress, &mut |slice, log_probs| {
+            for (at, sum) in sums_of(slice, log_probs)?.0.into_iter().enumerate() {
+                known.reference[slice.sources[at] as usize][at % DOCUMENTS] = sum;
             }
-        }
-        Ok(true)
+            Ok(())
+        })
     }
 }
 

@@ -1,10 +1,13 @@
 //! Pairs of answers as rows of a training run.
 
+use super::reference::each_slice;
 use crate::data::{NOT_SCORED, Pairs, Row};
 use crate::error::{Error, Result};
+use crate::model::tune::{Slice, TuneModel};
 use crate::train::job::digest;
+
 use crate::train::trainee::Tuned;
-use crate::train::{Rows, Trainee};
+use crate::train::{Rows, Trainee, budget};
 use std::sync::atomic::AtomicBool;
 
 /// Pairs as a training run takes them.
@@ -134,6 +137,39 @@ pub(super) fn margins(sets: &[&PairRows]) -> Vec<f64> {
         all[number(row)] = margin;
     }
     all
+}
+
+/// What hears a slice of rows and the log-probabilities of its labels.
+type EachSlice<'a> = dyn FnMut(&Slice<'_>, &[f32]) -> Result<()> + 'a;
+
+/// Runs all sets through the model without its adapter. `progress` is told how many rows are done;
+/// `false` when told to stop meanwhile.
+pub(super) fn under_reference(
+    model: &mut TuneModel,
+    sets: &[&PairRows],
+    slice_tokens: Option<usize>,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(usize),
+    each: &mut EachSlice<'_>,
+) -> Result<bool> {
+    let longest = sets.iter().map(|set| set.longest()).max().unwrap_or(0);
+    let budget = budget(slice_tokens, longest);
+    let mut done = 0;
+    for set in sets {
+        let before = done;
+        let whole = each_slice(&set.0.rows, budget, stop, |first, slice| {
+            each(slice, &model.log_probs(slice, false)?)?;
+            done = before + first;
+            progress(done);
+            Ok(())
+        })?;
+        if !whole {
+            return Ok(false);
+        }
+        done = before + set.n_rows();
+        progress(done);
+    }
+    Ok(true)
 }
 
 /// Adds both of a pair.
