@@ -126,6 +126,39 @@ fn full_tuning_compares_with_the_weights_it_began_with() {
 }
 
 #[test]
+fn kto_learns_from_groups_of_pairs() {
+    let place = Place::new(&[("a.json", texts("paired_text_to_text"))]);
+    let args = [
+        "--loss=kto",
+        "--method=lora",
+        "--lora-target-modules=all-linear",
+        "--lora-dropout=0",
+        "--learning-rate=0.01",
+        "--max-steps=10",
+        "--eval-steps=5",
+        "--eval-dataset",
+    ];
+    let eval = place.path("a.json").display().to_string();
+    place.dpo("a.json", "out", &[&args[..], &[&eval]].concat()).done();
+    let lines = place.lines("out");
+    // Nothing has moved: every answer costs half its weight.
+    assert!((lines[0]["loss"].as_f64().unwrap() - 0.5).abs() < 1e-6, "{}", lines[0]);
+    let last = lines.iter().rfind(|line| line.get("eval_loss").is_some()).unwrap();
+    assert!(last["eval_loss"].as_f64() < Some(0.45), "{last}");
+    assert!(last["eval_reward_accuracy"].as_f64() == Some(1.0), "{last}");
+    assert!(last["eval_kl_baseline"].as_f64() >= Some(0.0), "{last}");
+    let refused: [(&[&str], &str); 3] = [
+        (&["--loss=kto", "--simpo-gamma=1"], "simpo-gamma = 1: kto has no such constant"),
+        (&["--loss=kto", "--desirable-weight=-1"], "--desirable-weight"),
+        (&["--desirable-weight=2"], "only --loss kto weighs answers"),
+    ];
+    for (flags, part) in refused {
+        let run = place.dpo("a.json", "other", flags);
+        assert!(run.status == Some(2) && run.stderr.contains(part), "{flags:?}: {}", run.stderr);
+    }
+}
+
+#[test]
 fn a_dry_run_says_what_it_would_take_and_writes_nothing() {
     let place = Place::new(&[("a.json", texts("paired_text_to_text"))]);
     let run = place.dpo("a.json", "out", &["--dry-run", "--json", "--method=lora"]).done();

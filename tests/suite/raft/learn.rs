@@ -349,3 +349,55 @@ fn grpo_compares_the_answers_to_a_prompt() {
     let mut second = adapter.iter().filter(|(name, _)| name.contains("lora_B"));
     assert!(second.all(|(_, values)| values.iter().all(|value| *value == 0.0)));
 }
+
+#[test]
+fn iterative_dpo_prefers_the_best_answer_of_a_prompt_to_its_worst() {
+    let place = Place::new(&prompts("text2text"));
+    let args = [
+        "--iterations=2",
+        "--num-prompts=4",
+        "--num-generations=4",
+        "--max-new-tokens=8",
+        "--learning-rate=0.01",
+        "--num-train-epochs=3",
+        "--json",
+        LENGTH,
+    ];
+    let run = place.run("iterative-dpo", "out", &args).done();
+    assert_eq!(run.json()[0]["iterations"], 2);
+    // The first policy is the reference, which costs log 2 a pair.
+    let steps = place.steps("out");
+    assert!((number(&steps[0], "loss") - 2f64.ln()).abs() < 1e-6, "{}", steps[0]);
+    for iteration in 0..2 {
+        let samples = place.samples("out", iteration + 1);
+        let rewards: Vec<f64> = samples.iter().map(|one| number(one, "reward")).collect();
+        let mut wanted = vec![];
+        for (group, rewards) in samples.chunks(4).zip(rewards.chunks(4)) {
+            let first = |better: &dyn Fn(f64, f64) -> bool| {
+                (1..4).fold(0, |at, i| if better(rewards[i], rewards[at]) { i } else { at })
+            };
+            // Of equal ones the first is the best, and the last the worst.
+            let (best, worst) = (first(&|a, b| a > b), first(&|a, b| a <= b));
+            if rewards[best] > rewards[worst] {
+                wanted.push(json!({
+                    "prompt": group[0]["input"],
+                    "chosen": group[best]["text"],
+                    "rejected": group[worst]["text"],
+                }));
+            }
+        }
+        let line = &place.iterations("out")[iteration];
+        assert_eq!(line["kept"], wanted.len(), "{line}");
+        assert_eq!(number(line, "without_pair"), (4 - wanted.len()) as f64);
+        match place.train_set("out", iteration) {
+            Some(set) => {
+                assert_eq!(set["type"], "paired_text_to_text");
+                assert_eq!(set["instances"], json!(wanted));
+            }
+            None => assert!(wanted.is_empty()),
+        }
+    }
+    assert!(place.path("out/adapter_model.safetensors").is_file());
+    let run = place.run("iterative-dpo", "none", &with(&args, &["--loss=kto"]));
+    assert!(run.status == Some(2) && run.stderr.contains("`puna dpo`"), "{}", run.stderr);
+}
