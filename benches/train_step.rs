@@ -8,8 +8,8 @@ use puna::autograd::Dropout;
 use puna::model::shapes;
 use puna::model::tune::{LoraSpec, Precision, Slice, TuneMethod, TuneModel, TuneOptions};
 use puna::tensor::Grads;
-use puna::train::optimizer::{OptimArgs, make};
 use puna::train::Holder;
+use puna::train::optimizer::{OptimArgs, make};
 
 const ROW: usize = 512;
 /// Small, so that the weights stay what they are however many steps are timed.
