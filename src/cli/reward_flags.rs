@@ -35,7 +35,7 @@ pub struct RewardFlags {
     /// Most for one call of it [default: 600]
     #[arg(long, value_name = "SECONDS", value_parser = positive)]
     pub reward_timeout: Option<usize>,
-    /// length:A-B, regex:P, json, exact[:TYPE]
+    /// length:A-B, regex:P, json, exact, exact:TYPE
     #[arg(long, value_name = "RULE", value_parser = Rule::parse)]
     pub reward_rule: Vec<Rule>,
     /// One each: model, command, rules [default: 1]
