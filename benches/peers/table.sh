@@ -33,7 +33,8 @@ own() { # PART FLAGS...: a row of ours a line, the tests by turns in every round
     echo "$(date -u +%H:%M) $part"
     for round in $(seq "$rounds"); do
         "$PUNA" bench "$MODELS/tl-q4_0.gguf" -p 0 -t 2 -r 1 --no-limits -o jsonl "$@"
-    done > "$out-$part.jsonl" || failed="$failed $part"
+    done | sed "s#$MODELS/##" > "$out-$part.jsonl"
+    [ -s "$out-$part.jsonl" ] || failed="$failed $part"
 }
 first_token() { # PART COMMAND
     echo "$(date -u +%H:%M) $1"
