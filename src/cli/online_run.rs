@@ -287,6 +287,8 @@ pub fn run<M: Method>(
     let mut setup = Setup::new(&as_train)?;
     setup.tune.value = kind.value;
     args.rewards.check()?;
+    let width = args.asking.inference_batch_size.unwrap_or(WIDTH);
+    OnlineSettings::check_sizes(kind.sizes.0, kind.sizes.1, width).map_err(usage)?;
     let sampler = args.sampler(usual).map_err(usage)?;
     let path = model_path(args.model.as_deref());
     args.common.device.check()?;
@@ -338,7 +340,7 @@ pub fn run<M: Method>(
             logprobs: None,
         },
         lengths: kind.lengths.clone(),
-        width: args.asking.inference_batch_size.unwrap_or(WIDTH),
+        width,
         kv: KvType::F16,
         wrap: kind.wrap,
         n_shown: N_SHOWN,

@@ -3,9 +3,9 @@
 use super::sample::Sample;
 use crate::align::rewards::Rewards;
 use crate::data::{NOT_SCORED, Prompt, Question, Row};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::infer::GenerateOptions;
-use crate::model::llama::KvType;
+use crate::model::llama::{KvType, Model};
 use crate::train::state::Setting;
 use crate::train::trainee::{Measures, Tuned};
 use crate::train::{Rows, Settings, Trainee};
@@ -126,7 +126,31 @@ pub struct Online<'a, M: Method> {
     pub stop: &'a AtomicBool,
 }
 
+/// Most answers of an iteration: what is held of them stays within a few gigabytes.
+const MOST_ANSWERS: usize = 1 << 20;
+
 impl OnlineSettings {
+    /// Refuses numbers of prompts, of answers to each and of sequences at a time that no run can have.
+    ///
+    /// # Errors
+    /// The first: name, value, what was wanted.
+    pub fn check_sizes(n_prompts: usize, n_samples: usize, width: usize) -> Result<()> {
+        // The answers to one prompt are drawn together, in one pass a token.
+        let rows = Model::MAX_ROWS;
+        let wanted = format!("wanted 1 to {rows}");
+        for (name, value) in [("answers to a prompt", n_samples), ("inference_batch_size", width)] {
+            if !(1..=rows).contains(&value) {
+                return Err(Error::config(name, value, wanted));
+            }
+        }
+        let most = MOST_ANSWERS / n_samples;
+        if !(1..=most).contains(&n_prompts) {
+            let why = format!("wanted 1 to {most}, with {n_samples} answers to each");
+            return Err(Error::config("prompts of an iteration", n_prompts, why));
+        }
+        Ok(())
+    }
+
     /// The settings that decide which weights come out.
     pub fn fingerprint(&self) -> Vec<Setting> {
         let GenerateOptions { sampler, max_new_tokens, end_ids, .. } = &self.generate;

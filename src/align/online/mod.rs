@@ -39,6 +39,7 @@ use crate::train::{budget, checkpoint};
 use sample::Folder;
 use state::Place;
 use std::fs;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -56,6 +57,8 @@ pub fn run<M: Method>(
     watch: &mut dyn Watch,
 ) -> Result<OnlineOutcome> {
     job.settings.train.check(false)?;
+    let OnlineSettings { n_prompts, n_samples, width, .. } = *job.settings;
+    OnlineSettings::check_sizes(n_prompts, n_samples, width)?;
     fs::create_dir_all(job.output).map_err(|source| Error::io(job.output, source))?;
     checkpoint::clean(job.output)?;
     let mut run = Run::new(job, watch)?;
@@ -147,13 +150,14 @@ impl<'a, 'w, M: Method> Run<'a, 'w, M> {
                 let Some(drawn) = self.draw(&folder, &prompts, &mut clock)? else {
                     return Ok(false);
                 };
+                self.check_samples(&folder.drawn_path(), &prompts, &drawn)?;
                 match self.score(&folder, &prompts, drawn, &mut clock)? {
                     Some(samples) => samples,
                     None => return Ok(false),
                 }
             }
         };
-        self.check_samples(&folder, &prompts, &samples)?;
+        self.check_samples(&folder.scored_path(), &prompts, &samples)?;
         let begun = Instant::now();
         let n_samples = self.job.settings.n_samples;
         let iteration = self.at.iteration;
@@ -279,12 +283,7 @@ impl<'a, 'w, M: Method> Run<'a, 'w, M> {
     }
 
     /// Refuses files of answers that are not this iteration's.
-    fn check_samples(
-        &self,
-        folder: &Folder,
-        prompts: &[&Prompt],
-        samples: &[Sample],
-    ) -> Result<()> {
+    fn check_samples(&self, path: &Path, prompts: &[&Prompt], samples: &[Sample]) -> Result<()> {
         let n = self.job.settings.n_samples;
         let vocab_size = self.job.model.tuned().config().vocab_size;
         let fits = |(at, one): (usize, &Sample)| {
@@ -299,7 +298,7 @@ impl<'a, 'w, M: Method> Run<'a, 'w, M> {
             samples.len(),
             prompts.len()
         );
-        Err(Error::format(folder.scored_path(), what))
+        Err(Error::format(path, what))
     }
 
     /// Takes the steps of an iteration, from where it stands; `false` when told to stop.
@@ -419,7 +418,7 @@ impl<'a, 'w, M: Method> Run<'a, 'w, M> {
 /// Positions that prompts with answers of this length need, at least one.
 fn capacity(ids: &[&[u32]], length: usize) -> usize {
     let longest = ids.iter().map(|ids| ids.len()).max().unwrap_or(0);
-    (longest + length).max(1)
+    longest.saturating_add(length).max(1)
 }
 
 /// What stands for the text of a model without a tokenizer: its ids.

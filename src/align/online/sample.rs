@@ -4,7 +4,7 @@
 //! ```text
 //! iterations/0001/drawn.jsonl     a line a prompt: its answers, as they come
 //! iterations/0001/samples.jsonl   a line an answer, with its reward, once all are scored
-//! iterations/0001/lesson.json     what is learnt of them, until it is learnt
+//! iterations/0001/lesson.json     what is learnt of them, until it is learnt; its SHA-256 before it
 //! ```
 
 use super::method::Lesson;
@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::train::checkpoint;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -57,7 +58,8 @@ impl Folder {
         Ok(Folder { dir })
     }
 
-    fn drawn_path(&self) -> PathBuf {
+    /// Where answers go as they are drawn.
+    pub fn drawn_path(&self) -> PathBuf {
         self.dir.join("drawn.jsonl")
     }
 
@@ -130,7 +132,13 @@ impl Folder {
     pub fn lesson(&self) -> Result<Option<Lesson>> {
         let path = self.lesson_path();
         let Some(text) = text_of(&path)? else { return Ok(None) };
-        let lesson = serde_json::from_str(&text);
+        // Its numbers index one another, so it is taken as it was written or not at all.
+        let (sum, text) = text.split_once('\n').unwrap_or_default();
+        if sum != sum_of(text) {
+            let what = "another SHA-256 than its first line says; --overwrite starts anew";
+            return Err(Error::format(&path, what));
+        }
+        let lesson = serde_json::from_str(text);
         lesson.map(Some).map_err(|error| Error::format(&path, error.to_string()))
     }
 
@@ -139,7 +147,9 @@ impl Folder {
     /// # Errors
     /// What the system refuses.
     pub fn write_lesson(&self, lesson: &Lesson) -> Result<()> {
-        write_atomically(&self.lesson_path(), json!(lesson).to_string().as_bytes())
+        let text = json!(lesson).to_string();
+        let whole = format!("{}\n{text}", sum_of(&text));
+        write_atomically(&self.lesson_path(), whole.as_bytes())
     }
 
     /// Takes away what is of no use once the iteration is done.
@@ -191,6 +201,11 @@ impl Appending {
         let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.flush());
         written.map_err(|source| Error::io(&self.path, source))
     }
+}
+
+/// SHA-256 in hexadecimal.
+fn sum_of(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Removes a file, if it is there.

@@ -103,6 +103,45 @@ fn a_program_made_good_is_asked_about_the_answers_that_are_there() {
 }
 
 #[test]
+fn numbers_that_no_run_can_have_are_refused_before_anything_is_written() {
+    let place = Place::new(&prompts("text_only"));
+    let cases: [(&str, &[&str], &str); 5] = [
+        ("raft", &["--top-reward-percentage=1e-13"], "answers to a prompt = 1000"),
+        ("raft", &["--raft-batch-size=99999999999999"], "prompts of an iteration = 9999"),
+        ("grpo", &["--num-generations=600"], "answers to a prompt = 600: wanted 1 to 512"),
+        ("grpo", &["--inference-batch-size=513"], "inference_batch_size = 513: wanted 1 to 512"),
+        ("ppo", &["--num-prompts=18446744073709551615"], "prompts of an iteration = 1844"),
+    ];
+    for (method, flags, part) in cases {
+        let run = place.run(method, "out", &with(flags, &[LENGTH]));
+        assert!(run.status == Some(2) && run.stderr.contains(part), "{flags:?}: {}", run.stderr);
+        assert!(!place.path("out").exists(), "{flags:?}");
+    }
+}
+
+#[test]
+fn answers_that_are_not_the_runs_own_are_refused() {
+    let place = Place::new(&prompts("text_only"));
+    let script = format!("sh '{}'", place.text("score.sh"));
+    let flag = format!("--reward-command={script}");
+    let args = with(RAFT, &[flag.as_str()]);
+    let resume = with(&args, &["--resume"]);
+    place.write("score.sh", "exit 3\n");
+    place.run("raft", "out", &args);
+    let drawn = place.drawn("out");
+    let text = fs::read_to_string(&drawn).unwrap();
+    for (found, wrong) in [("\"prompt\":1", "\"prompt\":9"), ("\"ids\":[", "\"ids\":[999999,")] {
+        fs::write(&drawn, text.replace(found, wrong)).unwrap();
+        let run = place.run("raft", "out", &resume);
+        assert_eq!(run.status, Some(1), "{}", run.stderr);
+        assert!(run.stderr.contains("drawn.jsonl"), "{}", run.stderr);
+    }
+    fs::write(&drawn, &text).unwrap();
+    place.write("score.sh", &format!("{COUNT}\n"));
+    place.run("raft", "out", &resume).done();
+}
+
+#[test]
 fn prompts_that_are_too_long_are_left_out_and_counted() {
     let mut set = prompts("text2text");
     let long = json!({"input": "The cat sat on the mat. ".repeat(20), "output": ANSWER});

@@ -165,3 +165,33 @@ fn grpo_goes_on_where_it_was() {
         Grpo::new(model, constants, Some(reference), None).unwrap()
     });
 }
+
+#[test]
+fn a_lesson_that_was_changed_is_refused() {
+    let prompts: Vec<Prompt> = (0..6).map(|i| prompt(&[1, 40 + i, 9])).collect();
+    let make = || {
+        let constants = GrpoSettings {
+            policy: PolicyLoss { clip: 0.2, clip_high: None },
+            beta: 0.0,
+            scale_rewards: true,
+            mean: Mean::Tokens,
+        };
+        Grpo::new(open_with(lora(), false), constants, None, None).unwrap()
+    };
+    // Cut after the second step of the first iteration: drawing tells 6 times (its stage, none done,
+    // four prompts), scoring and learning once each, and a step twice.
+    let dir = tempfile::tempdir().unwrap();
+    let stop = AtomicBool::new(false);
+    let watch = &mut Stopper { left: 12, stop: &stop };
+    let end = go(&mut make(), &how(), &prompts, dir.path(), &stop, false, watch).unwrap().end;
+    assert_eq!(end, End::Interrupted);
+    let steps = metrics::read(dir.path()).unwrap().len();
+    assert_eq!(steps, 2, "cut elsewhere");
+    let path = dir.path().join("iterations/0001/lesson.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replacen("\"source\":[", "\"source\":[9999,", 1)).unwrap();
+    let (stop, watch) = (AtomicBool::new(false), &mut crate::train::Silent);
+    let error = go(&mut make(), &how(), &prompts, dir.path(), &stop, true, watch).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("lesson.json") && error.contains("SHA-256"), "{error}");
+}
