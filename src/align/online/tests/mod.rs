@@ -157,6 +157,7 @@ fn policy(model: &mut TuneModel) -> Vec<f64> {
     let slice = Slice { ids: &ids, labels: &labels, spans: &spans, sources: &[] };
     let log_probs = model.log_probs(&slice, true).unwrap();
     let all: Vec<f64> = log_probs.iter().map(|&log_prob| f64::from(log_prob).exp()).collect();
+    // Two hundred exponentials of logarithms in f32, each within some 1e-6 of its value.
     assert!((all.iter().sum::<f64>() - 1.0).abs() < 1e-4);
     all
 }
