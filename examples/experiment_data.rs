@@ -175,7 +175,6 @@ fn run() -> Result<()> {
         "text" => {
             text::sets(&flags(&["text", "out", "sft", "reward", "prompts", "test", "seed"])?)?
         }
-        "answers" => text::answers(&flags(&["answers", "out"])?)?,
         "pairs" => text::pairs(&flags(&["dataset", "answers", "out", "held-out"])?)?,
         "domain" => domain::sets(&flags(domain::FLAGS)?)?,
         "instruct" => instruct::sets(&flags(instruct::FLAGS)?)?,
@@ -185,7 +184,7 @@ fn run() -> Result<()> {
             return Ok(());
         }
         other => {
-            let why = "wanted text, answers, pairs, domain, instruct or report";
+            let why = "wanted text, pairs, domain, instruct or report";
             return Err(Error::config("command", other, why));
         }
     };

@@ -72,17 +72,14 @@ lora() {
         --seed "$DATA_SEED" --save-steps 50 --save-total-limit 2 --resume --json
 }
 
-# drawn NAME PROMPTS SEED FLAGS...: answers to the prompts, in $OUT/answers/NAME.json; an empty one
-# becomes a blank for the reward model.
+# drawn NAME PROMPTS SEED FLAGS...: answers to the prompts, in $OUT/answers/NAME.json.
 drawn() {
     drawn_name=$1 drawn_prompts=$2 drawn_seed=$3
     shift 3
     stage "answers-$drawn_name" "$PUNA" generate "$MODEL" "$@" --dataset "$drawn_prompts" \
-        --output "$OUT/answers/$drawn_name-drawn.json" --max-new-tokens "$MAX_NEW_TOKENS" \
+        --output "$OUT/answers/$drawn_name.json" --max-new-tokens "$MAX_NEW_TOKENS" \
         --temperature "$TEMPERATURE" --top-k 0 --top-p 1 --repetition-penalty 1 \
         --seed "$drawn_seed"
-    stage "clean-$drawn_name" "$TOOL" answers --answers "$OUT/answers/$drawn_name-drawn.json" \
-        --out "$OUT/answers/$drawn_name.json"
 }
 
 # measured NAME SEED FLAGS...: reward and diversity of a model's answers.
@@ -95,7 +92,7 @@ measured() {
         --dataset "$OUT/answers/$measured_name.json" \
         --output "$OUT/answers/$measured_name-scored.json" --json
     stage "diversity-$measured_name" "$PUNA" eval diversity \
-        --dataset "$OUT/answers/$measured_name-drawn.json" --json
+        --dataset "$OUT/answers/$measured_name.json" --json
 }
 
 # perplexity NAME FLAGS...: of the passages held out.
@@ -114,7 +111,7 @@ lora sft "$PUNA" train "$MODEL" --dataset "$data/sft.json" --output "$OUT/sft" \
 
 # What really follows is preferred to the SFT model's answer.
 drawn pairs "$data/reward-prompts.json" "$DATA_SEED" --adapter "$OUT/sft"
-stage pairs "$TOOL" pairs --dataset "$data/reward.json" --answers "$OUT/answers/pairs-drawn.json" \
+stage pairs "$TOOL" pairs --dataset "$data/reward.json" --answers "$OUT/answers/pairs.json" \
     --out "$data" --held-out "$PAIRS_HELD_OUT"
 lora reward "$PUNA" reward "$MODEL" --dataset "$data/pairs.json" --output "$OUT/reward" \
     --learning-rate "$REWARD_RATE" --num-train-epochs "$REWARD_EPOCHS" --batch-size 4 \

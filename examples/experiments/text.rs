@@ -309,26 +309,6 @@ pub fn sets(flags: &Flags) -> Result<Value> {
     }))
 }
 
-/// Answers for a reward model, which takes no empty ones: a blank stands in their place.
-///
-/// # Errors
-/// Files that are no answers; what the system refuses.
-pub fn answers(flags: &Flags) -> Result<Value> {
-    let mut all = instances(&flags.path("answers")?)?;
-    let (mut n, mut empty) = (0, 0);
-    for one in &mut all {
-        for text in one.get_mut("output").and_then(Value::as_array_mut).into_iter().flatten() {
-            n += 1;
-            if text.as_str() == Some("") {
-                empty += 1;
-                *text = json!(" ");
-            }
-        }
-    }
-    write_set(&flags.path("out")?, "text_to_textlist", &all)?;
-    Ok(json!({"answers": n, "empty": empty}))
-}
-
 /// How often a rule that knows nothing prefers what is preferred; a tie is half a time.
 fn by_rule(pairs: &[Value], value: fn(&str) -> usize) -> f64 {
     let of = |pair: &Value, key: &str| value(pair[key].as_str().unwrap_or_default());
@@ -352,15 +332,15 @@ pub fn pairs(flags: &Flags) -> Result<Value> {
         let what = format!("{} answers, wanted {}, one a passage", drawn.len(), real.len());
         return Err(Error::format(path, what));
     }
-    let mut all = vec![];
+    let (mut all, mut empty) = (vec![], 0);
     for (at, (real, drawn)) in real.iter().zip(&drawn).enumerate() {
         if real["input"] != drawn["input"] {
             let what = format!("answer {at} is to {}, wanted {}", drawn["input"], real["input"]);
             return Err(Error::format(path, what));
         }
         let (chosen, rejected) = (&real["output"], &drawn["output"][0]);
-        let empty = rejected.as_str().is_none_or(|text| text.trim().is_empty());
-        if !empty && chosen != rejected {
+        empty += usize::from(rejected.as_str() == Some(""));
+        if chosen != rejected {
             let pair = json!({"prompt": real["input"], "chosen": chosen, "rejected": rejected});
             all.push(pair);
         }
@@ -373,7 +353,7 @@ pub fn pairs(flags: &Flags) -> Result<Value> {
     Ok(json!({
         "pairs to train on": train.len(),
         "pairs held out": test.len(),
-        "left out (an empty answer)": real.len() - all.len(),
+        "of both, with an empty answer": empty,
         "right by \"the longer one\"": by_rule(test, |text| text.chars().count()),
         "right by \"the one that ends a sentence\"": by_rule(test, ended),
     }))

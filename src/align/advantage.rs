@@ -61,6 +61,10 @@ impl Kl {
 /// Rewards of the tokens of one answer: `-kl_coef kl_t`, and the answer's score on the last. An
 /// answer without tokens has none.
 ///
+/// TRL puts the score one place later where a batch has room for it, on the state after the answer,
+/// whose value its head then has to learn as well; both have the same advantages once it knows that
+/// value to be the score (without discount).
+///
 /// # Panics
 /// Where the lists differ in length.
 pub fn token_rewards(

@@ -50,6 +50,21 @@ fn lambda_goes_from_the_error_of_a_step_to_the_whole_return() {
 }
 
 #[test]
+fn a_score_one_place_later_comes_to_the_same_where_its_value_is_known() {
+    let (kl, score) = ([-0.1, 0.25, -0.05, 0.0, -0.3], 1.8);
+    let mut ours = kl;
+    ours[4] += score;
+    let later = [&kl[..], &[score]].concat();
+    let values = [&VALUES[..], &[score]].concat();
+    let theirs = gae(&later, &values, 1.0, 0.95);
+    all_near(&gae(&ours, &VALUES, 1.0, 0.95), &theirs[..5]);
+    // Not so before: the estimate of the state after the end is then part of every advantage.
+    let values = [&VALUES[..], &[0.0]].concat();
+    let theirs = gae(&later, &values, 1.0, 0.95);
+    assert!((gae(&ours, &VALUES, 1.0, 0.95)[4] - theirs[4]).abs() > 0.01);
+}
+
+#[test]
 fn rewards_are_the_penalty_and_the_score_at_the_end() {
     let (policy, reference) = ([-1.0, -2.0, -0.5], [-1.5, -1.0, -0.5]);
     all_near(&token_rewards(&policy, &reference, 3.0, 0.1, Kl::K1), &[-0.05, 0.1, 3.0]);

@@ -156,7 +156,7 @@ fn served(dir: &str, adapters: &[&Path], rows: &PairRows) -> Vec<f32> {
         })
         .collect();
     let (ws, go) = (&mut model.workspace(), AtomicBool::new(false));
-    crate::eval::reward::scores(&model, ws, &texts, KvType::F32, &go, &mut |_| ()).unwrap()
+    crate::eval::reward::scores(&model, ws, &texts, KvType::F32, &go, &mut |_| Ok(())).unwrap()
 }
 
 #[test]

@@ -4,16 +4,21 @@
 //! sample is scored whole, of text2text the output behind its input; both are encoded apart and
 //! without special tokens. A sample without a token to score (a text of one token, an output of
 //! none) has a sum of 0: it counts among the samples, and a warning says how many there are.
+//!
+//! The file of sums has a line for each sample, in order, written as soon as the samples before it
+//! are scored too. What an earlier run left is checked by the samples' places and numbers of scored
+//! tokens: data or flags that change these are noticed, others are not.
 
 use super::args::{Common, HELP, ModelArgs, Threads, check_token_ids, positive, token_ids};
 use super::eval::{Better, against, mean, number, put_interval, range, shown_against};
 use super::failure::Failure;
+use super::instances::Instances;
 use super::interrupt;
 use super::session::{Session, context_limit};
 use super::terminal::print_line;
 use crate::data::{Record, Source, write_atomically};
 use crate::error::{Error, Result};
-use crate::eval::likelihood::{Likelihood, Sample, likelihoods};
+use crate::eval::likelihood::{Likelihood, Sample, likelihoods, n_scored};
 use crate::eval::perplexity::{PerplexityOptions, perplexity};
 use crate::model::llama::KvType;
 use clap::Args;
@@ -62,6 +67,9 @@ pub struct NllArgs {
     /// Set: where each sample's sum goes (JSON lines)
     #[arg(long, value_name = "FILE")]
     pub per_instance: Option<PathBuf>,
+    /// Set: go on with that file
+    #[arg(long)]
+    pub resume: bool,
     /// Set: compare with this model
     #[arg(long, value_name = "MODEL")]
     pub against: Option<PathBuf>,
@@ -92,11 +100,15 @@ pub fn run(args: &NllArgs) -> Result<(), Failure> {
         if args.per_token.is_some() {
             return refuse("--per-token with --dataset".into(), "--per-instance has its samples");
         }
+        if args.resume && args.per_instance.is_none() {
+            return refuse("--resume alone".into(), "--per-instance FILE has the sums so far");
+        }
         return of_set(args, data);
     }
     let only_sets = [
         (args.add_bos, "--add-bos"),
         (args.per_instance.is_some(), "--per-instance"),
+        (args.resume, "--resume"),
         (args.against.is_some(), "--against"),
     ];
     if let Some((_, flag)) = only_sets.iter().find(|(given, _)| *given) {
@@ -168,7 +180,6 @@ fn read_ids(args: &NllArgs, session: &Session) -> Result<Vec<u32>> {
 /// What a model gives the samples of a set.
 struct Found {
     each: Vec<Likelihood>,
-    places: Vec<String>,
     window: usize,
     stride: usize,
 }
@@ -193,28 +204,26 @@ impl Found {
 }
 
 fn of_set(args: &NllArgs, data: &Path) -> Result<(), Failure> {
-    let found = score(args, &args.model, data)?;
+    let found = score(args, &args.model, data, args.per_instance.as_deref())?;
     let other = match &args.against {
         Some(path) => {
             let model =
                 ModelArgs { model: Some(path.clone()), adapter: vec![], ..args.model.clone() };
-            Some(score(args, &model, data)?)
+            Some(score(args, &model, data, None)?)
         }
         None => None,
     };
-    if let Some(file) = &args.per_instance {
-        let line = |(one, place): (&Likelihood, &String)| {
-            let line = json!({"place": place, "nll": one.nll, "tokens": one.tokens});
-            format!("{line}\n")
-        };
-        let lines: String = found.each.iter().zip(&found.places).map(line).collect();
-        write_atomically(file, lines.as_bytes())?;
-    }
     let value = summary(args, &found, other.as_ref());
     Ok(print_line(&if args.common.json { value.to_string() } else { shown(&value) })?)
 }
 
-fn score(args: &NllArgs, model: &ModelArgs, data: &Path) -> Result<Found, Failure> {
+/// Lets one model score the samples. With a file their sums go there.
+fn score(
+    args: &NllArgs,
+    model: &ModelArgs,
+    data: &Path,
+    file: Option<&Path>,
+) -> Result<Found, Failure> {
     let mut session = Session::load(model, args.threads.count(), &args.common)?;
     let samples = samples(data, &session, args.add_bos)?;
     if args.verbose_prompt {
@@ -225,24 +234,79 @@ fn score(args: &NllArgs, model: &ModelArgs, data: &Path) -> Result<Found, Failur
     warn_of_window(&session, window);
     let stride = args.stride.unwrap_or(SET_STRIDE.min(window));
     let options = PerplexityOptions { window, stride, kv: model.kv(KvType::F32) };
-    let bar = session.log.bar(samples.len(), "samples");
-    let (log, name) = (session.log, session.name.clone());
-    let Session { model, workspace, .. } = &mut session;
-    let mut progress = |done: usize| bar.set_position(done as u64);
-    let each = likelihoods(model, workspace, &samples, options, interrupt::flag(), &mut progress);
-    bar.finish_and_clear();
-    let each = each?;
-    let places = samples.into_iter().map(|sample| sample.place).collect();
-    let found = Found { each, places, window, stride };
-    if found.tokens() == 0 {
+    let tokens = samples.iter().map(|sample| n_scored(sample, &options));
+    let tokens: Vec<usize> = tokens.collect::<Result<_>>()?;
+    // What cannot be scored leaves the file as it was.
+    if tokens.iter().all(|&n| n == 0) {
         let what = "no sample has a token to score, wanted at least one".to_owned();
         return Err(Error::Data { place: data.display().to_string(), what }.into());
     }
+    let mut each: Vec<Likelihood> = Vec::with_capacity(samples.len());
+    let mut file = match file {
+        None => None,
+        Some(path) if args.resume => {
+            let check = &mut |at: usize, line: &Value| -> Result<(), String> {
+                each.push(known(&samples, &tokens, at, line)?);
+                Ok(())
+            };
+            Some(Instances::resume(path, check)?.0)
+        }
+        Some(path) => Some(Instances::create(path)?),
+    };
+    let n_kept = each.len();
+    let rest = &samples[n_kept..];
+    let (log, name) = (session.log, session.name.clone());
+    let bar = log.bar(samples.len(), "samples");
+    let mut settle = |done: &[Likelihood]| -> Result<()> {
+        for (one, sample) in done.iter().zip(rest).skip(each.len() - n_kept) {
+            if let Some(file) = &mut file {
+                file.write(&line(sample, one))?;
+            }
+            each.push(*one);
+        }
+        bar.set_position(each.len() as u64);
+        Ok(())
+    };
+    let Session { model, workspace, .. } = &mut session;
+    let end = likelihoods(model, workspace, rest, options, interrupt::flag(), &mut settle);
+    bar.finish_and_clear();
+    if let (Err(Error::Cancelled), Some(_)) = (&end, &file) {
+        let (done, all) = (each.len(), samples.len());
+        log.remark(format!("{done} of {all} samples are in the file; --resume goes on from there"));
+    }
+    end?;
+    let found = Found { each, window, stride };
     if found.unscored() > 0 {
         let (n, all) = (found.unscored(), found.each.len());
         log.warn(format!("{name}: {n} of {all} samples have no token to score and count as 0"));
     }
     Ok(found)
+}
+
+fn line(sample: &Sample, one: &Likelihood) -> Value {
+    json!({"place": sample.place, "nll": one.nll, "tokens": one.tokens})
+}
+
+/// What the line of a sample says that it got, or why it is not that line. `tokens` has how many
+/// are scored of each sample.
+fn known(
+    samples: &[Sample],
+    tokens: &[usize],
+    at: usize,
+    line: &Value,
+) -> Result<Likelihood, String> {
+    let (Some(sample), Some(&tokens)) = (samples.get(at), tokens.get(at)) else {
+        return Err(format!("one more, wanted at most {} samples", samples.len()));
+    };
+    for (key, wanted) in [("place", json!(sample.place)), ("tokens", json!(tokens))] {
+        if line[key] != wanted {
+            return Err(format!("{key} {}, wanted {wanted}", line[key]));
+        }
+    }
+    match line["nll"].as_f64() {
+        Some(nll) => Ok(Likelihood { nll, tokens }),
+        None => Err(format!("nll {}, wanted a number", line["nll"])),
+    }
 }
 
 /// The samples of a set.

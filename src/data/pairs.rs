@@ -6,7 +6,8 @@
 //! | paired_conversation | all before the last message of the assistant | that message |
 //! | text_to_scored_textlist | `input` | two of `output`, by [`Choice`] |
 //!
-//! Only the answers are scored. A pair that is too long loses the beginning of its prompt first,
+//! Only the answers are scored. A rejected answer may be empty, as those are that a model ended at
+//! once: its EOS is what is scored then. A pair that is too long loses the beginning of its prompt first,
 //! then the ends of its answers.
 
 use super::order::{Epochs, below};
@@ -246,7 +247,7 @@ pub fn answered(
         let records: Vec<Record> = records;
         let mut ids = Vec::with_capacity(records.len());
         for record in &records {
-            match renderer.render(record)? {
+            match renderer.render_answer(record)? {
                 Rendered::Document { ids: all, labels, .. } => {
                     let n_prompt = labels.len() - last_scored(&labels);
                     let mut side = Side { ids: all, n_prompt };
@@ -256,7 +257,7 @@ pub fn answered(
                     ids.push(side.ids);
                 }
                 Rendered::Nothing(_) if outputs.get(ids.len()).is_some_and(String::is_empty) => {
-                    // An answer that ended at once is one to be scored, if none to be learnt.
+                    // Rules without EOS leave nothing of it, but it is to be scored.
                     let asking = Asking::new(&options.rules, text, vocab_size, &place)?;
                     ids.push(asking.answered(&Question::Text(input.clone()), "")?);
                 }
@@ -323,7 +324,12 @@ fn pair_of(
         if !has_answer {
             return Ok(Err(format!("key \"{name}\": the last message is not the assistant's")));
         }
-        Ok(match renderer.render(&record)? {
+        // What ended at once can be worse than another answer; nobody wants to learn it.
+        let rendered = match name {
+            "rejected" => renderer.render_answer(&record)?,
+            _ => renderer.render(&record)?,
+        };
+        Ok(match rendered {
             Rendered::Document { ids, labels, .. } => {
                 let n_prompt = labels.len() - last_scored(&labels);
                 Ok(Side { ids, n_prompt })

@@ -249,7 +249,7 @@ impl<'a> Asking<'a> {
                 (&self.conversations, Record::Conversation(whole))
             }
         };
-        match renderer.render(&record)? {
+        match renderer.render_answer(&record)? {
             Rendered::Document { ids, .. } => Ok(ids),
             Rendered::Nothing(_) if answer.is_empty() => {
                 let ids = self.prompt(question)?.map_err(Error::Template)?;

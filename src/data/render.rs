@@ -139,6 +139,19 @@ impl<'a> Renderer<'a> {
     /// What the tokenizer refuses; ids and labels beyond the vocabulary; a kind other than the
     /// renderer's.
     pub(super) fn render(&self, record: &Record) -> Result<Rendered> {
+        self.render_as(record, false)
+    }
+
+    /// As [`Renderer::render`], but an empty output is one that ended at once: its EOS, where the
+    /// rules add one.
+    ///
+    /// # Errors
+    /// As [`Renderer::render`].
+    pub(super) fn render_answer(&self, record: &Record) -> Result<Rendered> {
+        self.render_as(record, true)
+    }
+
+    fn render_as(&self, record: &Record, may_be_empty: bool) -> Result<Rendered> {
         let (ids, labels, without_tools) = match (record, self.tokenizer, &self.template) {
             (Record::Tokenized { input_ids, labels }, ..) => {
                 (input_ids.clone(), self.labels_of(input_ids, labels.as_deref())?, false)
@@ -155,14 +168,14 @@ impl<'a> Renderer<'a> {
                 (ids, labels, false)
             }
             (Record::Text2Text { input, output }, Some(tokenizer), _) => {
-                if output.is_empty() {
+                if output.is_empty() && !(may_be_empty && self.end().is_some()) {
                     return Ok(Rendered::Nothing("key \"output\": empty".into()));
                 }
                 let mut ids = if self.rules.lmflow_compat { vec![] } else { self.lead.clone() };
                 ids.append(&mut tokenizer.encode(input, false, true)?);
                 let n_prompt = if self.rules.train_on_prompt { 0 } else { ids.len() };
                 ids.append(&mut tokenizer.encode(output, false, true)?);
-                if ids.last().copied() != self.eos {
+                if output.is_empty() || ids.last().copied() != self.eos {
                     ids.extend(self.end());
                 }
                 let label = |(i, &id)| if i < n_prompt { NOT_SCORED } else { id as i32 };

@@ -83,19 +83,29 @@ impl Job<'_> {
     }
 }
 
-/// Scores every sample; one without a token to score gets 0 of 0 tokens. `progress` hears
-/// how many samples are done; `cancel` is looked at within each pass.
+/// How many tokens of a sample are scored.
+///
+/// # Errors
+/// What [`windows`] refuses of window and stride.
+pub fn n_scored(sample: &Sample, options: &PerplexityOptions) -> Result<usize> {
+    let jobs = jobs(std::slice::from_ref(sample), options)?;
+    Ok(jobs.iter().map(|job| job.rows() - job.first).sum())
+}
+
+/// Scores every sample; one without a token to score gets 0 of 0 tokens. `progress` hears what the
+/// first samples got, as many as are done, between passes and at the end; `cancel` is looked at
+/// within each pass.
 ///
 /// # Errors
 /// What [`windows`] refuses of window and stride, a reward model, ids beyond the vocabulary,
-/// [`Error::Cancelled`], and what the model returns.
+/// [`Error::Cancelled`], and what the model and `progress` return.
 pub fn likelihoods(
     model: &Model,
     ws: &mut Workspace,
     samples: &[Sample],
     options: PerplexityOptions,
     cancel: &AtomicBool,
-    progress: &mut dyn FnMut(usize),
+    progress: &mut dyn FnMut(&[Likelihood]) -> Result<()>,
 ) -> Result<Vec<Likelihood>> {
     model.check_speaks()?;
     check_ids(samples, model.config.vocab_size)?;
@@ -103,7 +113,12 @@ pub fn likelihoods(
     let mut found = vec![Likelihood::default(); samples.len()];
     let mut caches: Vec<KvCache> = vec![];
     let mut begin = 0;
-    while begin < jobs.len() {
+    loop {
+        let n_done = jobs.get(begin).map_or(samples.len(), |job| job.sample);
+        progress(&found[..n_done])?;
+        if begin == jobs.len() {
+            return Ok(found);
+        }
         let mut n_rows = 0;
         let fits = jobs[begin..].iter().take_while(|job| {
             n_rows += job.rows();
@@ -123,9 +138,7 @@ pub fn likelihoods(
             while pass(model, ws, group, &mut caches, scored, cancel, &mut found)? {}
         }
         begin = end;
-        progress(jobs.get(begin).map_or(samples.len(), |job| job.sample));
     }
-    Ok(found)
 }
 
 fn check_ids(samples: &[Sample], vocab_size: usize) -> Result<()> {
@@ -260,21 +273,27 @@ mod tests {
         let mut samples: Vec<Sample> = sizes.iter().map(|&(n, first)| sample(n, first)).collect();
         samples.extend((0..3).map(|first| sample(300, first)));
         for options in [options(64, 32), options(512, 256)] {
-            let mut n_done = 0;
-            let mut heard = |done: usize| {
-                assert!(done >= n_done);
-                n_done = done;
+            let mut heard: Vec<Likelihood> = vec![];
+            let mut told = |done: &[Likelihood]| -> Result<()> {
+                assert!(done.starts_with(&heard), "what is done stays as it is");
+                heard = done.to_vec();
+                Ok(())
             };
             let together =
-                likelihoods(&model, &mut ws, &samples, options, &never, &mut heard).unwrap();
-            assert_eq!(n_done, samples.len());
+                likelihoods(&model, &mut ws, &samples, options, &never, &mut told).unwrap();
+            assert_eq!(heard, together);
             for (sample, &got) in samples.iter().zip(&together) {
                 let one = std::slice::from_ref(sample);
-                let quiet = &mut |_: usize| {};
-                let alone = likelihoods(&model, &mut ws, one, options, &never, quiet).unwrap();
-                assert_eq!(alone, [got], "{}", sample.place);
+                let mut heard: Vec<Likelihood> = vec![];
+                let mut told = |done: &[Likelihood]| -> Result<()> {
+                    heard = done.to_vec();
+                    Ok(())
+                };
+                let alone = likelihoods(&model, &mut ws, one, options, &never, &mut told).unwrap();
+                assert_eq!((alone, heard), (vec![got], vec![got]), "{}", sample.place);
                 let from = sample.first_scored.max(1);
                 assert_eq!(got.tokens, sample.ids.len().saturating_sub(from), "{}", sample.place);
+                assert_eq!(n_scored(sample, &options).unwrap(), got.tokens, "{}", sample.place);
                 if got.tokens > 0 {
                     let ids = &sample.ids;
                     let text = perplexity(&model, &mut ws, ids, options, &never, &mut |_, _| {});
@@ -285,7 +304,7 @@ mod tests {
             }
         }
         let bad = [sample(3, 0), Sample { ids: vec![1, 9999], ..sample(2, 0) }];
-        let error = likelihoods(&model, &mut ws, &bad, options(8, 4), &never, &mut |_| {});
+        let error = likelihoods(&model, &mut ws, &bad, options(8, 4), &never, &mut |_| Ok(()));
         let error = error.unwrap_err().to_string();
         assert!(error.contains("2 tokens: id 9999"), "{error}");
     }

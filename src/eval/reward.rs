@@ -6,23 +6,28 @@ use crate::model::llama::{KvCache, KvType, LogitsFor, Model, Segment, Workspace}
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The score of each text, read at its last token. Short texts share a pass; a score does not depend
-/// on the company. `progress` hears how many texts are done; `cancel` is looked at before each pass.
+/// on the company. `progress` hears the scores so far before each pass and at the end; `cancel` is
+/// looked at before each pass.
 ///
 /// # Errors
 /// A model that is no reward model, an empty text, ids beyond the vocabulary,
-/// [`Error::Cancelled`], and what the model returns.
+/// [`Error::Cancelled`], and what the model and `progress` return.
 pub fn scores(
     model: &Model,
     ws: &mut Workspace,
     texts: &[&[u32]],
     kv: KvType,
     cancel: &AtomicBool,
-    progress: &mut dyn FnMut(usize),
+    progress: &mut dyn FnMut(&[f32]) -> Result<()>,
 ) -> Result<Vec<f32>> {
     check(model, texts)?;
-    let mut out = Vec::with_capacity(texts.len());
+    let mut out: Vec<f32> = Vec::with_capacity(texts.len());
     let mut caches: Vec<KvCache> = vec![];
-    while out.len() < texts.len() {
+    loop {
+        progress(&out)?;
+        if out.len() == texts.len() {
+            return Ok(out);
+        }
         let rest = &texts[out.len()..];
         let mut n_rows = 0;
         let fits = rest.iter().take_while(|text| {
@@ -61,9 +66,19 @@ pub fn scores(
             model.forward(ws, &mut segments[..])?;
         }
         out.extend((0..group.len()).map(|row| ws.logits(row)[0]));
-        progress(out.len());
     }
-    Ok(out)
+}
+
+/// Refuses a model that has no scores to give.
+///
+/// # Errors
+/// A model that is no reward model.
+pub fn check_scores(model: &Model) -> Result<()> {
+    if model.config.head != Head::Score {
+        let what = "scores of a model for tokens; `puna reward` makes a reward model of it";
+        return Err(Error::Unsupported(what.into()));
+    }
+    Ok(())
 }
 
 fn stop(cancel: &AtomicBool) -> Result<()> {
@@ -71,10 +86,7 @@ fn stop(cancel: &AtomicBool) -> Result<()> {
 }
 
 fn check(model: &Model, texts: &[&[u32]]) -> Result<()> {
-    if model.config.head != Head::Score {
-        let what = "scores of a model for tokens; `puna reward` makes a reward model of it";
-        return Err(Error::Unsupported(what.into()));
-    }
+    check_scores(model)?;
     let vocab_size = model.config.vocab_size;
     for (at, text) in texts.iter().enumerate() {
         let fault = |what: String| Err(Error::Data { place: format!("text {at}"), what });

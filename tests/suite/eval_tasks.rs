@@ -345,6 +345,50 @@ fn the_likelihood_of_a_set_is_that_of_its_samples() {
 }
 
 #[test]
+fn sums_of_an_earlier_run_are_kept_and_checked() {
+    let place = Place::new();
+    let each = place.path("each.jsonl");
+    for (data, _) in samples(&place).0 {
+        let args = ["eval", "nll", "builtin", "--dataset", &data, "--per-instance", &each];
+        let args = [&args[..], &["--window=64", "--stride=32", "--json"]].concat();
+        let resumed = [&args[..], &["--resume"]].concat();
+        let whole = puna(&args).done();
+        let file = read(&each);
+        let end_of = |n: usize| file.match_indices('\n').nth(n).unwrap().0 + 1;
+        for kept in [0, 5, end_of(0), end_of(1), end_of(2) + 30, end_of(4) - 1, file.len()] {
+            fs::write(&each, &file[..kept]).unwrap();
+            let run = puna(&resumed).done();
+            let found = (run.stdout, read(&each));
+            assert_eq!(found, (whole.stdout.clone(), file.clone()), "{data}: {kept} bytes");
+        }
+        fs::remove_file(&each).unwrap();
+        puna(&resumed).done();
+        assert_eq!(read(&each), file, "{data}");
+
+        // Lines that belong to other data, other flags or nothing.
+        let changed = |from: &str, to: &str| file.replacen(from, to, 1);
+        let cases: [(String, &[&str], &str); 6] = [
+            (changed("instance 1\"", "instance 4\""), &[], "each.jsonl, line 2: place"),
+            (changed("\"tokens\":", "\"tokens\":9"), &[], "each.jsonl, line 1: tokens 9"),
+            (file.clone(), &["--add-bos"], ": tokens "),
+            (changed("\"nll\":", "\"was\":"), &[], "each.jsonl, line 1: nll null, wanted a number"),
+            (format!("{file}{file}"), &[], "each.jsonl, line 6: one more, wanted at most 5"),
+            ("{\n".to_owned(), &[], "each.jsonl, line 1: not JSON"),
+        ];
+        for (text, more, wanted) in cases {
+            fs::write(&each, &text).unwrap();
+            let run = puna(&[&resumed[..], more].concat());
+            assert_eq!(run.status, Some(1), "{data}, {wanted}: {}", run.stderr);
+            assert!(run.stderr.contains(wanted), "{data}, {wanted}: {}", run.stderr);
+            assert_eq!(read(&each), text, "{data}, {wanted}: the file is left");
+        }
+        // Without --resume what is there is replaced.
+        puna(&args).done();
+        assert_eq!(read(&each), file, "{data}");
+    }
+}
+
+#[test]
 fn wrong_usage_and_wrong_data_are_named() {
     let place = Place::new();
     let questions = place.questions(2);
@@ -352,7 +396,7 @@ fn wrong_usage_and_wrong_data_are_named() {
     let lone = place.set("lone.json", "text_only", &json!([{"text": ""}]));
     let nowhere = format!("--per-instance={}", place.path("no/such/each.jsonl"));
     let text_type = "--answer-type=text";
-    let cases: [(&[&str], i32, &str); 17] = [
+    let cases: [(&[&str], i32, &str); 19] = [
         (&["accuracy", "builtin"], 2, "no data named"),
         (&["accuracy", "builtin", "--dataset", &questions], 2, "no type of answers named"),
         (
@@ -388,6 +432,8 @@ fn wrong_usage_and_wrong_data_are_named() {
         (&["nll", "builtin"], 2, "nothing to score"),
         (&["nll", "builtin", "--dataset", &texts, "--tokens=1,2"], 2, "cannot be used with"),
         (&["nll", "builtin", "--text", &texts, "--add-bos"], 2, "--add-bos without --dataset"),
+        (&["nll", "builtin", "--text", &texts, "--resume"], 2, "--resume without --dataset"),
+        (&["nll", "builtin", "--dataset", &texts, "--resume"], 2, "--resume alone"),
         (&["nll", "builtin", "--dataset", &texts, "--per-token=x"], 2, "--per-token with"),
         (&["nll", "builtin", "--dataset", &lone], 1, "no sample has a token to score"),
     ];

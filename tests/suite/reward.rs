@@ -187,6 +187,116 @@ fn texts_conversations_and_empty_answers_are_scored_too() {
 }
 
 #[test]
+fn an_answer_that_ended_at_once_can_be_the_rejected_one() {
+    let pair = json!({"prompt": "a", "chosen": "b", "rejected": ""});
+    let list =
+        json!({"type": "text_to_textlist", "instances": [{"input": "a", "output": ["b", ""]}]});
+    let place = Place::new(&[
+        ("pairs.json", json!({"type": "paired_text_to_text", "instances": [pair]})),
+        ("list.json", list),
+    ]);
+    place.train(&["--max-steps=2", "--learning-rate=0.01"]).done();
+    let (judge, each) = (place.text("judge"), place.text("each.jsonl"));
+    let mut line = |data: &str| {
+        place.eval(&judge, data, &["--per-instance", &each]).done();
+        serde_json::from_slice::<Value>(&fs::read(&each).unwrap()).unwrap()
+    };
+    let (pair, list) = (line("pairs.json"), line("list.json"));
+    assert_eq!(json!([pair["chosen"], pair["rejected"]]), list["scores"]);
+    assert_ne!(pair["chosen"], pair["rejected"]);
+    // Without EOS nothing is left of it.
+    let run = place.eval(&judge, "pairs.json", &["--no-eos"]);
+    let wanted = "key \"rejected\": empty";
+    assert!(run.status != Some(0) && run.stderr.contains(wanted), "{}", run.stderr);
+}
+
+#[test]
+fn what_an_earlier_run_scored_is_kept_and_checked() {
+    let place = Place::new(&[("pairs.json", pairs()), ("answers.json", lists())]);
+    place.train(&["--max-steps=1"]).done();
+    let [judge, each, out] = ["judge", "each.jsonl", "out.json"].map(|name| place.text(name));
+    let read = || fs::read_to_string(&each).unwrap();
+    let sets: [(&str, &[&str]); 2] = [("answers.json", &["--output", &out]), ("pairs.json", &[])];
+    for (data, more) in sets {
+        let args = [&["--per-instance", &each][..], more].concat();
+        let resumed = [&args[..], &["--resume"]].concat();
+        let whole = place.eval(&judge, data, &args).done();
+        let (file, scored) = (read(), fs::read(&out).ok());
+        assert_eq!(scored.is_some(), !more.is_empty(), "{data}");
+        let end_of = |n: usize| file.match_indices('\n').nth(n).unwrap().0 + 1;
+        for kept in [0, 5, end_of(0), end_of(2) + 30, end_of(6) - 1, file.len()] {
+            fs::write(&each, &file[..kept]).unwrap();
+            // What the whole run wrote is not to be taken for what this one writes.
+            let _ = fs::remove_file(&out);
+            let run = place.eval(&judge, data, &resumed).done();
+            assert_eq!((&run.stdout, read()), (&whole.stdout, file.clone()), "{data}: {kept}");
+            assert_eq!(fs::read(&out).ok(), scored, "{data}: {kept} bytes");
+        }
+        fs::remove_file(&each).unwrap();
+        place.eval(&judge, data, &resumed).done();
+        assert_eq!(read(), file, "{data}");
+        let _ = fs::remove_file(&out);
+
+        // Lines that belong to other data, other flags or nothing.
+        let changed = |from: &str, to: &str| file.replacen(from, to, 1);
+        let (first, verdict) = match data {
+            "pairs.json" => ("\"chosen\":", "\"correct\":"),
+            _ => ("\"scores\":", "\"best\":"),
+        };
+        let cases: [(String, &[&str], &str); 7] = [
+            (changed("instance 1\"", "instance 4\""), &[], "each.jsonl, line 2: place"),
+            (changed("\"tokens\":[", "\"tokens\":[1,"), &[], "each.jsonl, line 1: tokens [1,"),
+            (file.clone(), &["--max-length=8"], "each.jsonl, line 1: tokens"),
+            (changed(first, "\"was\":"), &[], "wanted a score of each of"),
+            (changed(verdict, "\"was\":"), &[], "of those scores"),
+            (format!("{file}{file}"), &[], "each.jsonl, line 9: one more, wanted at most 8"),
+            ("{\n".to_owned(), &[], "each.jsonl, line 1: not JSON"),
+        ];
+        for (text, flags, wanted) in cases {
+            fs::write(&each, &text).unwrap();
+            let run = place.eval(&judge, data, &[&resumed[..], flags].concat());
+            assert_eq!(run.status, Some(1), "{data}, {wanted}: {}", run.stderr);
+            assert!(run.stderr.contains(wanted), "{data}, {wanted}: {}", run.stderr);
+            assert_eq!(read(), text, "{data}, {wanted}: the file is left");
+        }
+        assert!(!Path::new(&out).exists(), "{data}: nothing was scored");
+        // Without --resume what is there is replaced.
+        place.eval(&judge, data, &args).done();
+        assert_eq!(read(), file, "{data}");
+        let _ = fs::remove_file(&out);
+    }
+    // A model that cannot score leaves the file as it was.
+    let file = read();
+    let run = place.eval("builtin", "pairs.json", &["--per-instance", &each]);
+    assert!(run.status == Some(1) && run.stderr.contains("puna reward"), "{}", run.stderr);
+    assert_eq!(read(), file);
+}
+
+#[test]
+fn two_reward_models_are_compared() {
+    let place = Place::new(&[("pairs.json", pairs()), ("answers.json", lists())]);
+    place.train(&["--max-steps=1"]).done();
+    let judge = place.text("judge");
+    let sets = [("answers.json", "reward", 24), ("pairs.json", "reward_accuracy", 8)];
+    for (data, metric, n) in sets {
+        let run = place.eval(&judge, data, &["--against", &judge]).done();
+        let value = &run.json()[0];
+        let number = |key: &str| value[key].as_f64().unwrap();
+        assert_eq!((&value["metric"], &value["n"]), (&json!(metric), &json!(n)));
+        assert!(number("low") <= number("value") && number("value") <= number("high"), "{value}");
+        let against = &value["against"];
+        assert_eq!((&against["value"], &against["difference"]), (&value["value"], &json!(0.0)));
+        assert_eq!((&against["ties"], &against["p_value"]), (&json!(n), &json!(1.0)), "{value}");
+        let path = place.text(data);
+        let args = ["eval", "reward", &judge, "--dataset", &path, "--against", &judge];
+        let text = puna(&args).done().stdout;
+        let mean = format!("mean of {n}\nthe other ");
+        assert!(text.starts_with(metric) && text.contains(&mean), "{text}");
+        assert!(text.contains(": difference 0.0000 (0.0000 to 0.0000), p = 1.0000"), "{text}");
+    }
+}
+
+#[test]
 fn what_cannot_be_scored_is_named() {
     let floats = json!({"type": "float_only", "instances": [{"value": 1.0}]});
     let place = Place::new(&[("pairs.json", pairs()), ("floats.json", floats)]);
@@ -200,6 +310,8 @@ fn what_cannot_be_scored_is_named() {
     assert!(run.stderr.contains("floats.json"), "{}", run.stderr);
     let run = puna(&["eval", "reward", &judge]);
     assert!(run.status == Some(2) && run.stderr.contains("no data named"), "{}", run.stderr);
+    let run = place.eval(&judge, "pairs.json", &["--resume"]);
+    assert!(run.status == Some(2) && run.stderr.contains("--resume alone"), "{}", run.stderr);
     let run = place.eval(&judge, "pairs.json", &["--output", "x"]);
     assert!(run.status == Some(2) && run.stderr.contains("--output with pairs"), "{}", run.stderr);
 }

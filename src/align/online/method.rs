@@ -203,6 +203,8 @@ pub fn train_set<'a>(
                 kind = "conversation";
                 let message = |role: &str, content: &str| json!({"role": role, "content": content});
                 let all = conversation.messages.iter().map(|m| message(&m.role, &m.content));
+                // Many templates write a blank before an answer; those that do not lose nothing.
+                let answer = answer.strip_prefix(' ').unwrap_or(answer);
                 let all: Vec<Value> = all.chain([message("assistant", answer)]).collect();
                 match &conversation.system {
                     Some(system) => json!({"system": system, "messages": all}),

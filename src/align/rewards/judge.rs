@@ -65,7 +65,7 @@ impl Reward for Judge {
             texts.push(ids);
         }
         let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-        let found = scores(model, workspace, &texts, KvType::F32, cancel, &mut |_| ())?;
+        let found = scores(model, workspace, &texts, KvType::F32, cancel, &mut |_| Ok(()))?;
         Ok(found.into_iter().map(f64::from).collect())
     }
 

@@ -247,7 +247,10 @@ fn instance(kind: &str, sample: &Value) -> Value {
     let mut one = asked.expect("a prompt of the data").clone();
     let messages = one["messages"].as_array_mut().unwrap();
     messages.truncate(1);
-    messages.push(json!({"role": "assistant", "content": sample["text"]}));
+    // Without the blank that a template may write itself.
+    let text = text_of(sample, "text");
+    let content = text.strip_prefix(' ').unwrap_or(text);
+    messages.push(json!({"role": "assistant", "content": content}));
     one
 }
 

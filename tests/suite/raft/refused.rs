@@ -1,6 +1,7 @@
 //! What cannot be run, scored or written.
 
 use super::*;
+use crate::support::toy;
 
 #[test]
 fn rewards_that_are_none_end_the_run_and_its_answers_stay() {
@@ -244,8 +245,9 @@ fn a_second_run_needs_to_be_told() {
     assert_eq!(fs::read_to_string(out.join("notes.txt")).unwrap(), "mine");
 }
 
-#[test]
-fn a_reward_model_gives_what_eval_reward_gives() {
+/// Runs RAFT on the built-in model with a reward model that is made of `base`, and compares what it
+/// rewarded with what `eval reward` gives the same texts.
+fn judged_by(base: &str) {
     let place = Place::new(&prompts("text2text"));
     let pair =
         |prompt: &&str| json!({"prompt": prompt, "chosen": " cat.", "rejected": " cat!!! Wow!!!"});
@@ -253,30 +255,26 @@ fn a_reward_model_gives_what_eval_reward_gives() {
     let pairs = json!({"type": "paired_text_to_text", "instances": pairs});
     place.write("pairs.json", &pairs.to_string());
     let (data, judge) = (place.text("pairs.json"), place.text("judge"));
-    let args = ["reward", "builtin", "--dataset", &data, "--output", &judge, "--method=lora"];
+    let args = ["reward", base, "--dataset", &data, "--output", &judge, "--method=lora"];
     let more =
         ["--learning-rate=0.01", "--max-steps=3", "--batch-size=4", "--threads=2", "--quiet"];
     finish(place.plain(&with(&args, &more))).done();
 
-    let flags = ["--reward-model=builtin", "--reward-adapter", &judge];
+    let flags = ["--reward-model", base, "--reward-adapter", &judge];
     place.run("raft", "out", &with(RAFT, &flags)).done();
     let samples = place.samples("out", 1);
-    assert!(samples.iter().all(|one| one["sources"] == json!(["builtin"])));
-    // An answer without a text cannot be an instance.
-    let has_text = |one: &&Value| !text_of(one, "text").trim().is_empty();
-    let rewards: Vec<f64> =
-        samples.iter().filter(has_text).map(|one| number(one, "reward")).collect();
-    let mut instances = vec![];
-    for group in samples.chunks(4) {
-        let texts: Vec<&Value> = group.iter().filter(has_text).map(|one| &one["text"]).collect();
-        if !texts.is_empty() {
-            instances.push(json!({"input": group[0]["input"], "output": texts}));
-        }
-    }
+    let name = Path::new(base).file_name().unwrap().to_str().unwrap();
+    assert!(samples.iter().all(|one| one["sources"] == json!([name])), "{}", samples[0]);
+    let rewards: Vec<f64> = samples.iter().map(|one| number(one, "reward")).collect();
+    let list = |group: &[Value]| {
+        let texts: Vec<&Value> = group.iter().map(|one| &one["text"]).collect();
+        json!({"input": group[0]["input"], "output": texts})
+    };
+    let instances: Vec<Value> = samples.chunks(4).map(list).collect();
     let lists = json!({"type": "text_to_textlist", "instances": instances});
     place.write("answers.json", &lists.to_string());
     let (answers, each) = (place.text("answers.json"), place.text("each.jsonl"));
-    let args = ["eval", "reward", "builtin", "--adapter", &judge, "--dataset", &answers];
+    let args = ["eval", "reward", base, "--adapter", &judge, "--dataset", &answers];
     finish(place.plain(&with(&args, &["--per-instance", &each]))).done();
     let scores: Vec<f64> =
         lines(Path::new(&each)).iter().flat_map(|line| numbers(&line["scores"])).collect();
@@ -285,4 +283,19 @@ fn a_reward_model_gives_what_eval_reward_gives() {
         assert!((score - reward).abs() < 1e-4 * score.abs().max(1.0), "{score} {reward}");
     }
     assert!(rewards.iter().any(|reward| *reward != rewards[0]), "{rewards:?}");
+}
+
+#[test]
+fn a_reward_model_gives_what_eval_reward_gives() {
+    judged_by("builtin");
+}
+
+#[test]
+fn a_reward_model_with_another_tokenizer_reads_the_texts() {
+    // Its vocabulary of 521 is another one than the built-in model's: ids would mean other words.
+    let dir = tempfile::tempdir().unwrap();
+    let other = dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    toy::make(&other);
+    judged_by(other.to_str().unwrap());
 }
