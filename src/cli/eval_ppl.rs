@@ -3,21 +3,29 @@
 //!
 //! The value is `exp` of the mean over windows of each window's mean; beside it stands that of the
 //! mean over all scored tokens, `ppl_token`, which is the perplexity of `puna eval nll` with the
-//! same windows. Two models are compared by the means of their windows in nats, where both cut the
-//! text into the same tokens and windows; else only their values are shown.
+//! same windows but for rounding: here the windows' sums are added up, there the tokens' values.
+//! Two models are compared by the means of their windows in nats, where both cut the text into the
+//! same tokens and windows; else only their values are shown.
+//!
+//! The file of sums has a line for each window, in order, written as soon as it is scored: its
+//! place (`tokens 1..48`, those that it scores, counted from 0 and without the last one), the sum
+//! over these and their number. All results follow from the lines, so a run that goes on with
+//! those of an earlier one ends with the same bits. They are checked by the windows' places and
+//! numbers of tokens: a text or flags that change these are noticed, others are not.
 
 use super::args::{Common, HELP, ModelArgs, Threads, positive};
 use super::eval::{Better, against, number, range, shown_against};
 use super::eval_nll::warn_of_window;
 use super::failure::Failure;
+use super::instances::Instances;
 use super::interrupt;
 use super::session::{Session, context_limit};
 use super::terminal::print_line;
 use crate::data::{Record, Source};
 use crate::error::{Error, Result};
 use crate::eval::bootstrap::interval;
-use crate::eval::likelihood::{window_means, windowed_ppl};
-use crate::eval::perplexity::{Perplexity, PerplexityOptions, Window, perplexity, windows};
+use crate::eval::likelihood::{Likelihood, window_likelihoods, windowed_ppl};
+use crate::eval::perplexity::{Window, windows};
 use crate::model::llama::KvType;
 use clap::Args;
 use serde_json::{Value, json};
@@ -50,6 +58,12 @@ pub struct PplArgs {
     /// Window [default: the model's, to 1024]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub window: Option<usize>,
+    /// Where each window's sum goes (JSON lines)
+    #[arg(long, value_name = "FILE")]
+    pub per_instance: Option<PathBuf>,
+    /// Go on with that file
+    #[arg(long)]
+    pub resume: bool,
     /// Compare with this model
     #[arg(long, value_name = "MODEL")]
     pub against: Option<PathBuf>,
@@ -75,6 +89,10 @@ pub struct PplSource {
 /// # Errors
 /// Wrong usage, data that are no texts, and what loading and scoring return.
 pub fn run(args: &PplArgs) -> Result<(), Failure> {
+    if args.resume && args.per_instance.is_none() {
+        let hint = "--per-instance FILE has the sums so far".to_owned();
+        return Err(Failure::Usage("--resume alone".into(), Some(hint)));
+    }
     let text = match (args.source.dataset.as_deref(), args.source.text.as_deref()) {
         (Some(data), _) => joined(data)?,
         (None, Some(file)) => {
@@ -85,12 +103,12 @@ pub fn run(args: &PplArgs) -> Result<(), Failure> {
             return Err(Failure::Usage("nothing to score".into(), Some(hint)));
         }
     };
-    let found = score(args, &args.model, &text)?;
+    let found = score(args, &args.model, &text, args.per_instance.as_deref())?;
     let other = match &args.against {
         Some(path) => {
             let model =
                 ModelArgs { model: Some(path.clone()), adapter: vec![], ..args.model.clone() };
-            Some(score(args, &model, &text)?)
+            Some(score(args, &model, &text, None)?)
         }
         None => None,
     };
@@ -121,12 +139,34 @@ struct Found {
     windows: Vec<Window>,
     window: usize,
     stride: usize,
-    tokens: Perplexity,
-    /// Mean of each window, in nats.
-    means: Vec<f64>,
+    /// What each window got.
+    each: Vec<Likelihood>,
 }
 
-fn score(args: &PplArgs, model: &ModelArgs, text: &str) -> Result<Found, Failure> {
+impl Found {
+    /// Mean of each window, in nats.
+    fn means(&self) -> Vec<f64> {
+        self.each.iter().map(|one| one.nll / one.tokens as f64).collect()
+    }
+
+    fn tokens(&self) -> usize {
+        self.each.iter().map(|one| one.tokens).sum()
+    }
+
+    /// `exp` of the mean over all scored tokens. What is added up are the windows' sums, because a
+    /// file of an earlier run has no more, and its bits are to come out again.
+    fn ppl_token(&self) -> f64 {
+        (self.each.iter().map(|one| one.nll).sum::<f64>() / self.tokens() as f64).exp()
+    }
+}
+
+/// Lets one model score the text. With a file the windows' sums go there.
+fn score(
+    args: &PplArgs,
+    model: &ModelArgs,
+    text: &str,
+    file: Option<&Path>,
+) -> Result<Found, Failure> {
     let mut session = Session::load(model, args.threads.count(), &args.common)?;
     let ids = session.encode(text)?;
     let window = args.window.unwrap_or(WINDOW.min(context_limit(&session.model.config)));
@@ -136,33 +176,98 @@ fn score(args: &PplArgs, model: &ModelArgs, text: &str) -> Result<Found, Failure
         let why = format!("wanted at most the window's {window}, or tokens would be passed over");
         return Err(Error::config("block-size", stride, why).into());
     }
-    let options = PerplexityOptions { window, stride, kv: model.kv(KvType::F32) };
-    let bar = session.log.bar(ids.len().saturating_sub(1), "tokens");
-    let Session { model, workspace, .. } = &mut session;
-    let mut progress = |done: usize, total: usize| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
-    };
-    let tokens = perplexity(model, workspace, &ids, options, interrupt::flag(), &mut progress);
-    bar.finish_and_clear();
-    let tokens = tokens?;
+    // What cannot be cut leaves the file as it was.
     let windows = windows(ids.len(), window, stride)?;
-    let means = window_means(&tokens.nll, &windows);
-    Ok(Found { ids, windows, window, stride, tokens, means })
+    let each = sums(args, &mut session, &ids, &windows, model.kv(KvType::F32), file)?;
+    Ok(Found { ids, windows, window, stride, each })
+}
+
+/// What each window gets: as the file says that an earlier run left, else from the model.
+fn sums(
+    args: &PplArgs,
+    session: &mut Session,
+    ids: &[u32],
+    windows: &[Window],
+    kv: KvType,
+    file: Option<&Path>,
+) -> Result<Vec<Likelihood>, Failure> {
+    let mut each: Vec<Likelihood> = Vec::with_capacity(windows.len());
+    let mut file = match file {
+        None => None,
+        Some(path) if args.resume => {
+            let check = &mut |at: usize, line: &Value| -> Result<(), String> {
+                each.push(known(windows, at, line)?);
+                Ok(())
+            };
+            Some(Instances::resume(path, check)?.0)
+        }
+        Some(path) => Some(Instances::create(path)?),
+    };
+    let n_kept = each.len();
+    let rest = &windows[n_kept..];
+    let log = session.log;
+    let bar = log.bar(windows.len(), "windows");
+    let mut settle = |done: &[Likelihood]| -> Result<()> {
+        for (one, window) in done.iter().zip(rest).skip(each.len() - n_kept) {
+            if let Some(file) = &mut file {
+                file.write(&line(window, one))?;
+            }
+            each.push(*one);
+        }
+        bar.set_position(each.len() as u64);
+        Ok(())
+    };
+    let Session { model, workspace, .. } = session;
+    let cancel = interrupt::flag();
+    let end = window_likelihoods(model, workspace, ids, rest, kv, cancel, &mut settle);
+    bar.finish_and_clear();
+    if let (Err(Error::Cancelled), Some(_)) = (&end, &file) {
+        let (done, all) = (each.len(), windows.len());
+        log.remark(format!("{done} of {all} windows are in the file; --resume goes on from there"));
+    }
+    end?;
+    Ok(each)
+}
+
+fn line(window: &Window, one: &Likelihood) -> Value {
+    json!({"place": place(window), "nll": one.nll, "tokens": one.tokens})
+}
+
+/// The tokens that a window scores, for people.
+fn place(window: &Window) -> String {
+    format!("tokens {}..{}", window.first_scored, window.end)
+}
+
+/// What the line of a window says that it got, or why it is not that line.
+fn known(windows: &[Window], at: usize, line: &Value) -> Result<Likelihood, String> {
+    let Some(window) = windows.get(at) else {
+        return Err(format!("one more, wanted at most {} windows", windows.len()));
+    };
+    let tokens = window.end - window.first_scored;
+    for (key, wanted) in [("place", json!(place(window))), ("tokens", json!(tokens))] {
+        if line[key] != wanted {
+            return Err(format!("{key} {}, wanted {wanted}", line[key]));
+        }
+    }
+    // JSON has no numbers but finite ones.
+    match line["nll"].as_f64() {
+        Some(nll) => Ok(Likelihood { nll, tokens }),
+        None => Err(format!("nll {}, wanted a number", line["nll"])),
+    }
 }
 
 fn summary(args: &PplArgs, found: &Found, other: Option<&Found>) -> Value {
-    let seed = args.common.seed;
+    let (means, seed) = (found.means(), args.common.seed);
     let mut value = json!({
         "metric": "ppl",
-        "value": windowed_ppl(&found.means),
-        "ppl_token": found.tokens.ppl(),
-        "n": found.means.len(),
-        "tokens": found.tokens.tokens(),
+        "value": windowed_ppl(&means),
+        "ppl_token": found.ppl_token(),
+        "n": means.len(),
+        "tokens": found.tokens(),
         "window": found.window,
         "block_size": found.stride,
     });
-    if let Some(found) = interval(&found.means, seed) {
+    if let Some(found) = interval(&means, seed) {
         value["low"] = json!(found.low.exp());
         value["high"] = json!(found.high.exp());
     }
@@ -174,10 +279,11 @@ fn summary(args: &PplArgs, found: &Found, other: Option<&Found>) -> Value {
                  of the same things, and no test compares them",
             );
         }
-        let others: &[f64] = if same { &other.means } else { &[] };
-        let ppl = windowed_ppl(&other.means);
-        let mut against = against(ppl, [&found.means, others], Better::Lower, seed);
-        against["ppl_token"] = json!(other.tokens.ppl());
+        let theirs = other.means();
+        let others: &[f64] = if same { &theirs } else { &[] };
+        let ppl = windowed_ppl(&theirs);
+        let mut against = against(ppl, [&means, others], Better::Lower, seed);
+        against["ppl_token"] = json!(other.ppl_token());
         value["against"] = against;
     }
     value

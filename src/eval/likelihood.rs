@@ -10,35 +10,18 @@
 //! `end` less the previous `end`, have labels. The loss shifts labels by one place, so the first
 //! token of a window never counts even where it has a label: the first window scores `trg_len` - 1
 //! tokens, the others `trg_len`, or one less where stride and window are equal and windows do not
-//! overlap. These are just the tokens that [`windows`] names, so its values need only be cut up.
+//! overlap. These are just the tokens that [`windows`] names; each window is scored like a sample.
 //! The perplexity is `exp` of the mean over windows of each window's mean: a short last window
 //! weighs as much as a long one. Where a last window scores no token at all, Hugging Face's mean
 //! over nothing makes the whole NaN; such a window is left out here.
 
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{PerplexityOptions, Window, token_nll, windows};
-use crate::model::llama::{KvCache, LogitsFor, Model, Segment, Workspace};
+use crate::model::llama::{KvCache, KvType, LogitsFor, Model, Segment, Workspace};
 use std::sync::atomic::AtomicBool;
 
 /// Most bytes of logits that one forward pass is asked for.
 const LOGITS_BYTES: usize = 64 << 20;
-
-/// The mean of each of `windows`, whose scored tokens have the values `nll`, in order.
-///
-/// # Panics
-/// When the windows do not score as many tokens as there are values.
-pub fn window_means(nll: &[f64], windows: &[Window]) -> Vec<f64> {
-    let scored = |window: &Window| window.end - window.first_scored;
-    let total: usize = windows.iter().map(scored).sum();
-    assert_eq!(nll.len(), total, "values, and tokens that the windows score");
-    let mut rest = nll;
-    let mut mean = |window: &Window| {
-        let (own, after) = rest.split_at(scored(window));
-        rest = after;
-        own.iter().sum::<f64>() / own.len() as f64
-    };
-    windows.iter().map(&mut mean).collect()
-}
 
 /// LMFlow's perplexity from the mean of each window.
 pub fn windowed_ppl(means: &[f64]) -> f64 {
@@ -56,7 +39,7 @@ pub struct Sample {
     pub place: String,
 }
 
-/// What a sample got.
+/// What a sample, or a window of a text, got.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Likelihood {
     /// Negative log-likelihood in nats, summed over the scored tokens.
@@ -65,9 +48,9 @@ pub struct Likelihood {
     pub tokens: usize,
 }
 
-/// A window of a sample on its way through the model.
+/// A window of a sample or of a text on its way through the model.
 struct Job<'a> {
-    /// Index of the sample.
+    /// Index of the sample; of a text's windows each counts as one.
     sample: usize,
     /// The window's tokens. All but the last are rows that the model reads.
     tokens: &'a [u32],
@@ -77,7 +60,13 @@ struct Job<'a> {
     at: usize,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    /// What `window` scores of `ids`.
+    fn new(sample: usize, ids: &'a [u32], window: Window) -> Job<'a> {
+        let Window { begin, end, first_scored } = window;
+        Job { sample, tokens: &ids[begin..end], first: first_scored - 1 - begin, at: 0 }
+    }
+
     fn rows(&self) -> usize {
         self.tokens.len() - 1
     }
@@ -108,13 +97,50 @@ pub fn likelihoods(
     progress: &mut dyn FnMut(&[Likelihood]) -> Result<()>,
 ) -> Result<Vec<Likelihood>> {
     model.check_speaks()?;
-    check_ids(samples, model.config.vocab_size)?;
-    let mut jobs = jobs(samples, &options)?;
-    let mut found = vec![Likelihood::default(); samples.len()];
+    for Sample { ids, place, .. } in samples {
+        check_ids(ids, place, model.config.vocab_size)?;
+    }
+    let jobs = jobs(samples, &options)?;
+    score(model, ws, jobs, samples.len(), options.kv, cancel, progress)
+}
+
+/// Scores windows of a text, all or some of those that [`windows`] names: no value depends on which
+/// others are scored. `progress` and `cancel` are as in [`likelihoods`].
+///
+/// # Errors
+/// A reward model, ids beyond the vocabulary, [`Error::Cancelled`], and what the model and
+/// `progress` return.
+pub fn window_likelihoods(
+    model: &Model,
+    ws: &mut Workspace,
+    ids: &[u32],
+    windows: &[Window],
+    kv: KvType,
+    cancel: &AtomicBool,
+    progress: &mut dyn FnMut(&[Likelihood]) -> Result<()>,
+) -> Result<Vec<Likelihood>> {
+    model.check_speaks()?;
+    check_ids(ids, "text", model.config.vocab_size)?;
+    let jobs = windows.iter().enumerate();
+    let jobs = jobs.map(|(index, &window)| Job::new(index, ids, window)).collect();
+    score(model, ws, jobs, windows.len(), kv, cancel, progress)
+}
+
+/// Scores the jobs of `n` samples, which stand in the samples' order.
+fn score(
+    model: &Model,
+    ws: &mut Workspace,
+    mut jobs: Vec<Job<'_>>,
+    n: usize,
+    kv: KvType,
+    cancel: &AtomicBool,
+    progress: &mut dyn FnMut(&[Likelihood]) -> Result<()>,
+) -> Result<Vec<Likelihood>> {
+    let mut found = vec![Likelihood::default(); n];
     let mut caches: Vec<KvCache> = vec![];
     let mut begin = 0;
     loop {
-        let n_done = jobs.get(begin).map_or(samples.len(), |job| job.sample);
+        let n_done = jobs.get(begin).map_or(n, |job| job.sample);
         progress(&found[..n_done])?;
         if begin == jobs.len() {
             return Ok(found);
@@ -130,8 +156,8 @@ pub fn likelihoods(
         for (at, job) in group.iter().enumerate() {
             match caches.get_mut(at) {
                 Some(cache) if cache.capacity() >= job.rows() => cache.truncate(0),
-                Some(cache) => *cache = model.new_cache(job.rows(), options.kv)?,
-                None => caches.push(model.new_cache(job.rows(), options.kv)?),
+                Some(cache) => *cache = model.new_cache(job.rows(), kv)?,
+                None => caches.push(model.new_cache(job.rows(), kv)?),
             }
         }
         for scored in [false, true] {
@@ -141,14 +167,14 @@ pub fn likelihoods(
     }
 }
 
-fn check_ids(samples: &[Sample], vocab_size: usize) -> Result<()> {
-    for Sample { ids, place, .. } in samples {
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
+fn check_ids(ids: &[u32], place: &str, vocab_size: usize) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(id) => {
             let what = format!("id {id}, wanted less than the vocabulary's {vocab_size}");
-            return Err(Error::Data { place: place.clone(), what });
+            Err(Error::Data { place: place.to_owned(), what })
         }
     }
-    Ok(())
 }
 
 /// The windows of all samples that score something, sample by sample.
@@ -162,11 +188,10 @@ fn jobs<'a>(samples: &'a [Sample], options: &PerplexityOptions) -> Result<Vec<Jo
         if n < 2 {
             continue;
         }
-        for Window { begin, end, first_scored } in windows(n, window, stride)? {
-            let first_scored = first_scored.max(sample.first_scored);
-            if first_scored < end {
-                let (tokens, first) = (&sample.ids[begin..end], first_scored - 1 - begin);
-                jobs.push(Job { sample: index, tokens, first, at: 0 });
+        for one in windows(n, window, stride)? {
+            let first_scored = one.first_scored.max(sample.first_scored);
+            if first_scored < one.end {
+                jobs.push(Job::new(index, &sample.ids, Window { first_scored, ..one }));
             }
         }
     }
@@ -228,7 +253,7 @@ mod tests {
     use super::*;
     use crate::eval::perplexity::perplexity;
     use crate::model::builtin;
-    use crate::model::llama::{KvType, LoadOptions};
+    use crate::model::llama::LoadOptions;
     use std::path::Path;
 
     fn sample(n: usize, first_scored: usize) -> Sample {
@@ -242,11 +267,47 @@ mod tests {
 
     #[test]
     fn means_of_windows_weigh_the_same() {
-        let cut = windows(7, 4, 2).unwrap();
-        let means = window_means(&[1.0, 2.0, 3.0, 4.0, 6.0, 9.0], &cut);
-        assert_eq!(means, [2.0, 5.0, 9.0]);
-        assert!((windowed_ppl(&means) - (16.0f64 / 3.0).exp()).abs() < 1e-9);
-        assert_eq!(window_means(&[], &[]), [0.0; 0]);
+        assert!((windowed_ppl(&[2.0, 5.0, 9.0]) - (16.0f64 / 3.0).exp()).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_window_gets_the_bits_of_its_text_whichever_windows_are_left_to_score() {
+        let path = Path::new(builtin::NAME);
+        let model = Model::load(path, &LoadOptions::threads(2)).unwrap();
+        let mut ws = model.workspace();
+        let never = AtomicBool::new(false);
+        let Sample { mut ids, .. } = sample(700, 0);
+        for options in [options(64, 32), options(100, 100), options(400, 150)] {
+            let PerplexityOptions { window, stride, kv } = options;
+            let cut = windows(ids.len(), window, stride).unwrap();
+            let text = perplexity(&model, &mut ws, &ids, options, &never, &mut |_, _| {});
+            let values = text.unwrap().nll;
+            let (mut rest, mut wanted) = (&values[..], vec![]);
+            for one in &cut {
+                let (own, after) = rest.split_at(one.end - one.first_scored);
+                wanted.push(Likelihood { nll: own.iter().sum(), tokens: own.len() });
+                rest = after;
+            }
+            assert!(rest.is_empty());
+            for from in [0, 1, cut.len() - 1, cut.len()] {
+                let mut heard: Vec<Likelihood> = vec![];
+                let mut told = |done: &[Likelihood]| -> Result<()> {
+                    heard = done.to_vec();
+                    Ok(())
+                };
+                let left = &cut[from..];
+                let got =
+                    window_likelihoods(&model, &mut ws, &ids, left, kv, &never, &mut told).unwrap();
+                assert_eq!(got, wanted[from..], "{window} {stride}, from {from}");
+                assert_eq!(heard, got, "{window} {stride}, from {from}");
+            }
+        }
+        ids[1] = 9999;
+        let cut = windows(ids.len(), 64, 32).unwrap();
+        let mut told = |_: &[Likelihood]| -> Result<()> { Ok(()) };
+        let error = window_likelihoods(&model, &mut ws, &ids, &cut, KvType::F32, &never, &mut told);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("text: id 9999"), "{error}");
     }
 
     #[test]

@@ -389,6 +389,73 @@ fn sums_of_an_earlier_run_are_kept_and_checked() {
 }
 
 #[test]
+fn windows_of_an_earlier_run_are_kept_and_checked() {
+    let place = Place::new();
+    let each = place.path("each.jsonl");
+    // So many windows that they do not share one forward pass.
+    let texts: Value = STORIES.iter().cycle().take(15).map(|text| json!({"text": text})).collect();
+    let data = place.set("texts.json", "text_only", &texts);
+    let args = ["eval", "ppl", "builtin", "--dataset", &data, "--per-instance", &each];
+    let args = [&args[..], &["--window=24", "--against", "builtin", "--json"]].concat();
+    let run = |more: &[&str]| puna(&[&args[..], more].concat());
+    let stride = "--block-size=12";
+    let whole = run(&[stride]).done();
+    let (file, value) = (read(&each), whole.json().remove(0));
+
+    // The lines are those of the windows, and the perplexities follow from them.
+    let found = lines(&each);
+    let cut = windows(number(&value, "tokens") as usize + 1, 24, 12).unwrap();
+    assert_eq!((found.len(), &value["n"]), (cut.len(), &json!(cut.len())));
+    assert!(cut.len() > 23, "{value}");
+    for (line, one) in found.iter().zip(&cut) {
+        let keys: Vec<&String> = line.as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["place", "nll", "tokens"]);
+        assert_eq!(line["place"], format!("tokens {}..{}", one.first_scored, one.end));
+        assert_eq!(line["tokens"], json!(one.end - one.first_scored), "{line}");
+    }
+    let sum: f64 = found.iter().map(|line| number(line, "nll")).sum();
+    assert!(close(number(&value, "ppl_token"), (sum / number(&value, "tokens")).exp()), "{value}");
+    let means = found.iter().map(|line| number(line, "nll") / number(line, "tokens"));
+    assert!(close(number(&value, "value"), (means.sum::<f64>() / cut.len() as f64).exp()));
+
+    let end_of = |n: usize| file.match_indices('\n').nth(n).unwrap().0 + 1;
+    let in_last = file.len() - 1;
+    for kept in [0, 5, end_of(0), end_of(1), end_of(2) + 30, end_of(22), in_last, file.len()] {
+        fs::write(&each, &file[..kept]).unwrap();
+        let found = (run(&[stride, "--resume"]).done().stdout, read(&each));
+        assert_eq!(found, (whole.stdout.clone(), file.clone()), "{kept} bytes");
+    }
+    fs::remove_file(&each).unwrap();
+    run(&[stride, "--resume"]).done();
+    assert_eq!(read(&each), file);
+
+    // Lines that belong to another text, other flags or nothing.
+    let changed = |from: &str, to: &str| file.replacen(from, to, 1);
+    let n = cut.len();
+    let one_more = format!("each.jsonl, line {}: one more, wanted at most {n} windows", n + 1);
+    let other_place = "each.jsonl, line 2: place \"tokens 24..36\", wanted \"tokens 24..32\"";
+    let cases: [(String, &str, &str); 7] = [
+        (changed("tokens 24..36", "tokens 24..37"), stride, "each.jsonl, line 2: place"),
+        (changed("\"tokens\":23", "\"tokens\":9"), stride, "line 1: tokens 9, wanted 23"),
+        (file.clone(), "--block-size=8", other_place),
+        (file.clone(), "--block-size=25", "block-size = 25"),
+        (changed("\"nll\":", "\"was\":"), stride, "each.jsonl, line 1: nll null, wanted a number"),
+        (format!("{file}{file}"), stride, &one_more),
+        ("{\n".to_owned(), stride, "each.jsonl, line 1: not JSON"),
+    ];
+    for (text, flag, wanted) in cases {
+        fs::write(&each, &text).unwrap();
+        let run = run(&[flag, "--resume"]);
+        assert_eq!(run.status, Some(1), "{wanted}: {}", run.stderr);
+        assert!(run.stderr.contains(wanted), "{wanted}: {}", run.stderr);
+        assert_eq!(read(&each), text, "{wanted}: the file is left");
+    }
+    // Without --resume what is there is replaced.
+    run(&[stride]).done();
+    assert_eq!(read(&each), file);
+}
+
+#[test]
 fn wrong_usage_and_wrong_data_are_named() {
     let place = Place::new();
     let questions = place.questions(2);
@@ -396,7 +463,7 @@ fn wrong_usage_and_wrong_data_are_named() {
     let lone = place.set("lone.json", "text_only", &json!([{"text": ""}]));
     let nowhere = format!("--per-instance={}", place.path("no/such/each.jsonl"));
     let text_type = "--answer-type=text";
-    let cases: [(&[&str], i32, &str); 19] = [
+    let cases: [(&[&str], i32, &str); 20] = [
         (&["accuracy", "builtin"], 2, "no data named"),
         (&["accuracy", "builtin", "--dataset", &questions], 2, "no type of answers named"),
         (
@@ -424,6 +491,7 @@ fn wrong_usage_and_wrong_data_are_named() {
         (&["ppl", "builtin", "--dataset", &questions], 1, "wanted text_only"),
         (&["ppl", "builtin", "--dataset", &texts, "--text", &texts], 2, "cannot be used with"),
         (&["ppl", "builtin", "--dataset", &lone], 1, "wanted at least 2"),
+        (&["ppl", "builtin", "--dataset", &texts, "--resume"], 2, "--resume alone"),
         (
             &["ppl", "builtin", "--dataset", &texts, "--window=8", "--block-size=9"],
             1,
