@@ -197,7 +197,7 @@ fn an_answer_that_ended_at_once_can_be_the_rejected_one() {
     ]);
     place.train(&["--max-steps=2", "--learning-rate=0.01"]).done();
     let (judge, each) = (place.text("judge"), place.text("each.jsonl"));
-    let mut line = |data: &str| {
+    let line = |data: &str| {
         place.eval(&judge, data, &["--per-instance", &each]).done();
         serde_json::from_slice::<Value>(&fs::read(&each).unwrap()).unwrap()
     };

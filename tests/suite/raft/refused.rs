@@ -263,8 +263,7 @@ fn judged_by(base: &str) {
     let flags = ["--reward-model", base, "--reward-adapter", &judge];
     place.run("raft", "out", &with(RAFT, &flags)).done();
     let samples = place.samples("out", 1);
-    let name = Path::new(base).file_name().unwrap().to_str().unwrap();
-    assert!(samples.iter().all(|one| one["sources"] == json!([name])), "{}", samples[0]);
+    assert!(samples.iter().all(|one| one["sources"] == json!([base])), "{}", samples[0]);
     let rewards: Vec<f64> = samples.iter().map(|one| number(one, "reward")).collect();
     let list = |group: &[Value]| {
         let texts: Vec<&Value> = group.iter().map(|one| &one["text"]).collect();
