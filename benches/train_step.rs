@@ -53,18 +53,19 @@ fn main() {
             let mut model = TuneModel::open(&path, &options).expect("it opens");
             let mut optimizer =
                 make("adamw", &OptimArgs::default(), model.params()).expect("it is known");
-            let mut grads = Grads::zeros(model.params());
+            let mut grads = Grads::zeros(model.params()).expect("room");
             group.bench_function(format!("{name} {type_name}"), |b| {
                 b.iter(|| {
-                    grads.clear();
+                    grads.clear().expect("it is there");
                     let wanted = Some((&mut grads, 1.0 / (ROW - 1) as f32));
                     let run = model.run(&slice, wanted, Dropout::default()).expect("it runs");
                     // A model that knows nothing: near the logarithm of the vocabulary.
                     let loss = run.nll / (ROW - 1) as f64;
                     assert!((8.0..16.0).contains(&loss), "{loss}");
-                    model.with_params(|cpu, params| {
-                        optimizer.step(cpu, params, &grads, LEARNING_RATE, 1.0);
+                    let step = model.with_params(|device, params| {
+                        optimizer.step(device, params, &grads, LEARNING_RATE, 1.0)
                     });
+                    step.expect("it steps");
                 });
             });
         }

@@ -118,7 +118,7 @@ fn scores_losses_and_gradients_equal_those_of_transformers() {
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let loss = RewardLoss { margin: true, centre: 0.0 };
     let mut reward = Reward::new(reward_model(), loss, &[&rows]).unwrap();
-    let mut grads = Grads::zeros(reward.params());
+    let mut grads = Grads::zeros(reward.params()).unwrap();
     let scale = 1.0 / reward.units(&packed.slice()) as f32;
     let total = reward.run(&packed.slice(), Some((&mut grads, scale)), Dropout::default()).unwrap();
     let wanted = file["losses"]["margin"]["loss"].as_f64().unwrap();
@@ -129,6 +129,7 @@ fn scores_losses_and_gradients_equal_those_of_transformers() {
         let number = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
         let theirs: Vec<f32> = theirs.data().chunks_exact(4).map(number).collect();
         let square = |x: f32| f64::from(x) * f64::from(x);
+        let grad = grad.host().unwrap();
         let error: f64 = grad.iter().zip(&theirs).map(|(&a, &b)| square(a - b)).sum();
         let norm: f64 = theirs.iter().map(|&b| square(b)).sum();
         assert!((error / norm).sqrt() < 1e-4, "{}: {}", param.name, (error / norm).sqrt());
@@ -171,7 +172,7 @@ fn what_is_saved_scores_as_what_was_trained() {
     // A model for tokens gets a head; an adapter brings it along.
     for (name, method) in [("full", TuneMethod::Full), ("lora", lora())] {
         let mut model = open(DIR, method);
-        let mut grads = Grads::zeros(model.params());
+        let mut grads = Grads::zeros(model.params()).unwrap();
         model
             .run_scores(&packed.slice(), &mut grads, Dropout::default(), &mut |scores| {
                 scores
@@ -182,7 +183,8 @@ fn what_is_saved_scores_as_what_was_trained() {
             })
             .unwrap();
         for (param, grad) in model.params_mut().0.iter_mut().zip(&grads.0) {
-            param.value.iter_mut().zip(grad.iter()).for_each(|(x, g)| *x -= 0.01 * g);
+            let (value, grad) = (param.value.host_mut().unwrap(), grad.host().unwrap());
+            value.iter_mut().zip(grad).for_each(|(x, g)| *x -= 0.01 * g);
         }
         let trained = model.scores(&packed.slice()).unwrap();
         let dir = tempfile::tempdir().unwrap();

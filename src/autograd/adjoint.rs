@@ -26,31 +26,38 @@ pub struct Adjoints(Vec<Option<Rows>>);
 
 impl Adjoints {
     /// Adds to the derivative of a node's value. Does nothing for an untracked value.
-    pub fn add(&mut self, cx: &Cx<'_, '_>, node: Option<NodeId>, d: Rows) {
-        let Some(NodeId(at)) = node else { return };
+    ///
+    /// # Errors
+    /// Of the device.
+    pub fn add(&mut self, cx: &Cx<'_, '_>, node: Option<NodeId>, d: Rows) -> Result<()> {
+        let Some(NodeId(at)) = node else { return Ok(()) };
         let slot = &mut self.0[at as usize];
         let Some(known) = slot.take() else {
             *slot = Some(d);
-            return;
+            return Ok(());
         };
-        let mut sum = unique(cx, known);
-        rows::add_acc(cx.cpu, sum.floats_mut(), d.floats(), d.width());
+        let mut sum = unique(cx, known)?;
+        rows::add_acc(cx.device, sum.floats_mut(), d.floats(), d.width())?;
         *slot = Some(sum);
+        Ok(())
     }
 
     /// The derivative of a node's value, for a kernel that adds to it or overwrites it: memory
     /// [m, width], and whether it holds something to be added to.
+    ///
+    /// # Errors
+    /// Of the device.
     pub fn target(
         &mut self,
         cx: &Cx<'_, '_>,
         node: NodeId,
         m: usize,
         width: usize,
-    ) -> (Rows, bool) {
-        match self.0[node.0 as usize].take() {
-            Some(known) => (unique(cx, known), true),
-            None => (cx.take_f32(m, width), false),
-        }
+    ) -> Result<(Rows, bool)> {
+        Ok(match self.0[node.0 as usize].take() {
+            Some(known) => (unique(cx, known)?, true),
+            None => (cx.take_f32(m, width)?, false),
+        })
     }
 
     /// Puts back what [`Adjoints::target`] gave.
@@ -65,26 +72,26 @@ impl Adjoints {
 }
 
 /// The rows, or a copy where others hold them too.
-fn unique(cx: &Cx<'_, '_>, mut rows: Rows) -> Rows {
+fn unique(cx: &Cx<'_, '_>, mut rows: Rows) -> Result<Rows> {
     if rows.is_unique() && rows.dtype() == DType::F32 {
-        return rows;
+        return Ok(rows);
     }
     let [m, width] = rows.dims2();
-    let mut copy = cx.take_f32(m, width);
-    rows::convert(cx.cpu, copy.floats_mut(), rows.floats(), width);
-    copy
+    let mut copy = cx.take_f32(m, width)?;
+    rows::convert(cx.device, copy.floats_mut(), rows.floats(), width)?;
+    Ok(copy)
 }
 
 /// Runs the tape of `cx` backward from `seeds` (nodes and the loss's derivatives with respect to
 /// their values), last node first, and leaves the tape off. Returns the derivatives of leaves.
 ///
 /// # Errors
-/// Of running a checkpointed part again.
+/// Of running a checkpointed part again, and of the device.
 pub fn sweep(cx: &mut Cx<'_, '_>, seeds: Vec<(NodeId, Rows)>) -> Result<Adjoints> {
     let nodes = cx.tape.take().unwrap_or_default();
     let mut adjoints = Adjoints((0..nodes.len()).map(|_| None).collect());
     for (node, d) in seeds {
-        adjoints.add(cx, Some(node), d);
+        adjoints.add(cx, Some(node), d)?;
     }
     for (at, node) in nodes.into_iter().enumerate().rev() {
         let Some(node) = node else { continue };

@@ -49,7 +49,7 @@ impl<'w> Backward<'w> for Checkpoint<'w> {
         drop(out.rows);
         let mut inner = sweep(cx, seeds.into_iter().collect())?;
         if let Some(dx) = leaf.and_then(|leaf| inner.take(leaf)) {
-            adjoints.add(cx, x, dx);
+            adjoints.add(cx, x, dx)?;
         }
         Ok(())
     }

@@ -1,8 +1,9 @@
 //! What an operation needs besides its inputs.
 
 use super::adjoint::Backward;
+use crate::error::Result;
 use crate::kernels::matmul::Precision;
-use crate::kernels::{Cpu, Scratch};
+use crate::kernels::{Device, Scratch};
 use crate::tensor::{DType, Grads, Params, Pool, Rows};
 
 /// How products are computed and activations stored.
@@ -37,7 +38,7 @@ pub struct NodeId(pub(super) u32);
 /// to until they have run backward.
 pub struct Cx<'a, 'w> {
     /// The device.
-    pub cpu: &'a Cpu,
+    pub device: &'a Device,
     /// Memory for activations.
     pub pool: &'a Pool,
     /// What training changes; empty for inference.
@@ -61,14 +62,14 @@ pub struct Cx<'a, 'w> {
 impl<'a, 'w> Cx<'a, 'w> {
     /// A context with the tape off.
     pub fn new(
-        cpu: &'a Cpu,
+        device: &'a Device,
         pool: &'a Pool,
         params: &'w Params,
         scratch: &'a mut Scratch,
         mode: Mode,
     ) -> Self {
         Cx {
-            cpu,
+            device,
             pool,
             params,
             scratch,
@@ -124,12 +125,18 @@ impl<'a, 'w> Cx<'a, 'w> {
     }
 
     /// Memory for activations [rows, width], to be overwritten.
-    pub fn take(&self, rows: usize, width: usize) -> Rows {
+    ///
+    /// # Errors
+    /// When a GPU has no room.
+    pub fn take(&self, rows: usize, width: usize) -> Result<Rows> {
         self.pool.take(self.dtype(), rows, width)
     }
 
     /// Memory for f32 rows, to be overwritten.
-    pub fn take_f32(&self, rows: usize, width: usize) -> Rows {
+    ///
+    /// # Errors
+    /// When a GPU has no room.
+    pub fn take_f32(&self, rows: usize, width: usize) -> Result<Rows> {
         self.pool.take(DType::F32, rows, width)
     }
 }

@@ -4,6 +4,7 @@
 //! keeps for their own backward passes, and cost little to make. So they are not kept.
 
 use super::cx::Cx;
+use crate::error::Result;
 use crate::kernels::rows;
 use crate::tensor::{Rows, Vector};
 
@@ -32,21 +33,25 @@ pub enum Saved<'w> {
 
 impl Saved<'_> {
     /// The rows: bit for bit those of the forward pass.
-    pub fn rows(&self, cx: &mut Cx<'_, '_>) -> Rows {
-        match self {
+    ///
+    /// # Errors
+    /// Of the device.
+    pub fn rows(&self, cx: &mut Cx<'_, '_>) -> Result<Rows> {
+        Ok(match self {
             Saved::Rows(rows) => rows.clone(),
             Saved::RmsNorm { x, w, eps } => {
                 let [m, dim] = x.dims2();
-                let mut out = cx.take(m, dim);
-                rows::rms_norm(cx.cpu, out.floats_mut(), x.floats(), w.values(cx.params), *eps);
+                let mut out = cx.take(m, dim)?;
+                let w = w.floats(cx.params);
+                rows::rms_norm(cx.device, out.floats_mut(), x.floats(), w, *eps)?;
                 out
             }
             Saved::SwiGlu { gate, up } => {
                 let [m, hidden] = gate.dims2();
-                let mut out = cx.take(m, hidden);
-                rows::swiglu(cx.cpu, out.floats_mut(), gate.floats(), up.floats(), hidden);
+                let mut out = cx.take(m, hidden)?;
+                rows::swiglu(cx.device, out.floats_mut(), gate.floats(), up.floats(), hidden)?;
                 out
             }
-        }
+        })
     }
 }

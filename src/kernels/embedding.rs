@@ -1,37 +1,50 @@
 //! Rows of the embedding table, from every weight type, and the table's gradient.
 
-use super::{Cpu, Floats};
+use super::{Device, Floats, FloatsMut};
 use crate::error::{Error, Result};
 use crate::tensor::{Matrix, MatrixData, Params};
 use puna_cpu::embedding::embedding_bwd_acc_team;
 use puna_cpu::matmul::Dense;
 use puna_cpu::{convert, quant};
 
+#[cfg(feature = "cuda")]
+use crate::cuda;
+
 /// `out[i] = table[ids[i]]` as f32; `out` is [ids.len(), k].
 ///
 /// # Errors
-/// When an id is not below the table's rows.
+/// When an id is not below the table's rows; operands of another device, or one that fails.
 pub fn gather(
-    cpu: &Cpu,
-    out: &mut [f32],
+    device: &Device,
+    out: FloatsMut<'_>,
     table: &Matrix,
     params: &Params,
     ids: &[u32],
 ) -> Result<()> {
-    let k = table.k;
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= table.n) {
+        let why = format!("the vocabulary has {} tokens", table.n);
+        return Err(Error::config("token id", id, why));
+    }
+    #[cfg(feature = "cuda")]
+    if let (Some(gpu), Some(factor)) = (device.gpu(), table.on_cuda(params)?) {
+        use cuda::embedding::Table;
+        use cuda::matmul::Source;
+        let from = match factor.source {
+            Source::F32(x) => Table::Floats(x.into()),
+            Source::Bf16(x) => Table::Floats(x.into()),
+            Source::F16(x) => Table::F16(x),
+        };
+        let ids = gpu.upload(ids)?;
+        return cuda::embedding::gather(gpu, out.cuda()?, from, table.k, ids.slice());
+    }
+    let (isa, k, out) = (device.cpu.isa, table.k, out.host_f32()?);
     for (out, &id) in out.chunks_exact_mut(k).zip(ids) {
         let row = id as usize;
-        if row >= table.n {
-            return Err(Error::Config {
-                field: "token id".into(),
-                value: id.to_string(),
-                why: format!("the vocabulary has {} tokens", table.n),
-            });
-        }
         match &table.data {
             MatrixData::Packed(w) => w.decode_row(out, row),
             MatrixData::Param(id) => {
-                out.copy_from_slice(&params.get(*id).value[row * k..(row + 1) * k]);
+                let values = params.get(*id).value.floats().host_f32()?;
+                out.copy_from_slice(&values[row * k..(row + 1) * k]);
             }
             MatrixData::Blocks(bytes, block) => {
                 let size = block.row_bytes(k);
@@ -41,8 +54,8 @@ pub fn gather(
                 let size = k * dtype.bytes();
                 let bytes = &bytes.as_slice()[row * size..(row + 1) * size];
                 match dtype {
-                    Dense::F16 => convert::f16_bytes_to_f32(cpu.isa, out, bytes),
-                    Dense::BF16 => convert::bf16_bytes_to_f32(cpu.isa, out, bytes),
+                    Dense::F16 => convert::f16_bytes_to_f32(isa, out, bytes),
+                    Dense::BF16 => convert::bf16_bytes_to_f32(isa, out, bytes),
                     Dense::F32 => {
                         for (out, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
                             *out = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
@@ -50,12 +63,34 @@ pub fn gather(
                     }
                 }
             }
+            #[cfg(feature = "cuda")]
+            MatrixData::Cuda(_) => {
+                let why = "the embedding table lies on a GPU".into();
+                return Err(Error::Device { wanted: "cpu".into(), why });
+            }
         }
     }
     Ok(())
 }
 
 /// `dtable[ids[i]] += dout[i]`, in order of i; `dtable` has rows of `dim` values.
-pub fn gather_bwd_acc(cpu: &Cpu, dtable: &mut [f32], dim: usize, ids: &[u32], dout: Floats<'_>) {
-    embedding_bwd_acc_team(cpu.isa, &cpu.team, dtable, dim, ids, dout);
+///
+/// # Errors
+/// Operands of another device, or one that fails.
+pub fn gather_bwd_acc(
+    device: &Device,
+    dtable: FloatsMut<'_>,
+    dim: usize,
+    ids: &[u32],
+    dout: Floats<'_>,
+) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = device.gpu() {
+        let (dtable, dout) = (dtable.cuda_f32()?, dout.cuda()?);
+        let of = cuda::embedding::Occurrences::new(gpu, ids)?;
+        return cuda::embedding::embedding_bwd_acc(gpu, dtable, dim, &of, dout);
+    }
+    let cpu = &device.cpu;
+    embedding_bwd_acc_team(cpu.isa, &cpu.team, dtable.host_f32()?, dim, ids, dout.host()?);
+    Ok(())
 }

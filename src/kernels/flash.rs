@@ -1,31 +1,49 @@
 //! Attention inside packed sequences, forward and backward: what training uses.
 
-use super::{Cpu, Scratch};
+use super::{Device, Scratch};
+use crate::error::Result;
 use crate::tensor::Rows;
+
+#[cfg(feature = "cuda")]
+use crate::cuda;
+#[cfg(feature = "cuda")]
+use crate::tensor::DType;
 
 pub use puna_cpu::flash::Shape;
 
 /// Causal attention of every row over its own sequence. `out` and `q` are
 /// [t, n_heads * head_dim], `k` and `v` [t, n_kv_heads * head_dim], `lse` [n_heads, t].
+///
+/// # Errors
+/// Operands of another device, or one that fails.
 pub fn forward(
-    cpu: &Cpu,
+    device: &Device,
     scratch: &mut Scratch,
     shape: &Shape<'_>,
     out: &mut Rows,
     lse: &mut Rows,
     [q, k, v]: [&Rows; 3],
-) {
+) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = device.gpu() {
+        let plan = cuda::flash::Plan::new(gpu, shape, q.dtype() == DType::Bf16)?;
+        let (out, lse) = (out.floats_mut().cuda()?, lse.floats_mut().cuda_f32()?);
+        let inputs = [q.floats().cuda()?, k.floats().cuda()?, v.floats().cuda()?];
+        return cuda::flash::forward(gpu, &plan, out, lse, inputs);
+    }
+    let cpu = &device.cpu;
     puna_cpu::flash::forward(
         cpu.isa,
         &cpu.team,
         shape,
-        out.floats_mut(),
+        out.floats_mut().host()?,
         lse.f32_mut(),
-        q.floats(),
-        k.floats(),
-        v.floats(),
+        q.floats().host()?,
+        k.floats().host()?,
+        v.floats().host()?,
         &mut scratch.flash,
     );
+    Ok(())
 }
 
 /// What the backward pass of attention reads.
@@ -43,27 +61,46 @@ pub struct Forward<'a> {
 }
 
 /// Gradients of queries, keys and values; overwrites.
+///
+/// # Errors
+/// As [`forward`].
 pub fn backward(
-    cpu: &Cpu,
+    device: &Device,
     scratch: &mut Scratch,
     shape: &Shape<'_>,
     [dq, dk, dv]: [&mut Rows; 3],
     dout: &Rows,
     saved: &Forward<'_>,
-) {
+) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = device.gpu() {
+        let plan = cuda::flash::Plan::new(gpu, shape, saved.q.dtype() == DType::Bf16)?;
+        let outs =
+            [dq.floats_mut().cuda_f32()?, dk.floats_mut().cuda_f32()?, dv.floats_mut().cuda_f32()?];
+        let saved = cuda::flash::Saved {
+            q: saved.q.floats().cuda()?,
+            k: saved.k.floats().cuda()?,
+            v: saved.v.floats().cuda()?,
+            out: saved.out.floats().cuda()?,
+            lse: saved.lse.floats().cuda_f32()?,
+        };
+        return cuda::flash::backward(gpu, &plan, outs, dout.floats().cuda()?, saved);
+    }
+    let cpu = &device.cpu;
     puna_cpu::flash::backward(
         cpu.isa,
         &cpu.team,
         shape,
-        dq.floats_mut(),
-        dk.floats_mut(),
-        dv.floats_mut(),
-        dout.floats(),
-        saved.q.floats(),
-        saved.k.floats(),
-        saved.v.floats(),
-        saved.out.floats(),
+        dq.floats_mut().host()?,
+        dk.floats_mut().host()?,
+        dv.floats_mut().host()?,
+        dout.floats().host()?,
+        saved.q.floats().host()?,
+        saved.k.floats().host()?,
+        saved.v.floats().host()?,
+        saved.out.floats().host()?,
         saved.lse.f32(),
         &mut scratch.flash,
     );
+    Ok(())
 }

@@ -1,28 +1,87 @@
 //! Products of rows with weight matrices. Serving: matrices that share their input are computed
-//! together, quantised ones from int8 activations. Training: one packed product in f32 or bf16,
-//! for the forward pass and both gradients.
+//! together, on the CPU quantised ones from int8 activations. Training: one packed product in f32 or
+//! bf16, for the forward pass and both gradients.
 
-use super::{Cpu, Scratch};
+use super::{Device, Floats, FloatsMut, Scratch};
 use crate::error::{Error, Result};
 use crate::tensor::{Matrix, MatrixData, Params, Rows};
-use puna_cpu::floats::FloatsMut;
 use puna_cpu::gemm::{self, Source};
 use puna_cpu::products::{self, Weights};
 
-pub use puna_cpu::gemm::{Factor, Precision};
-pub use puna_cpu::products::Product;
+#[cfg(feature = "cuda")]
+use crate::cuda::{self, Gpu};
 
-/// A matrix and where its product goes: `out` is [m, n].
-///
-/// # Errors
-/// When the matrix is stored for look-ups only.
-pub fn product<'a>(w: &'a Matrix, params: &'a Params, out: &'a mut [f32]) -> Result<Product<'a>> {
+pub use puna_cpu::gemm::Precision;
+
+/// A factor of [`gemm()`] as it is stored, row-major.
+#[derive(Clone, Copy)]
+pub enum Factor<'a> {
+    /// In the machine's memory.
+    Host(gemm::Factor<'a>),
+    /// On a CUDA device.
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::matmul::Factor<'a>),
+}
+
+impl<'a> Factor<'a> {
+    /// The block `x` [rows, cols].
+    pub fn plain(x: Floats<'a>, rows: usize, cols: usize) -> Self {
+        match x {
+            Floats::Host(x) => Factor::Host(gemm::Factor::plain(x, rows, cols)),
+            #[cfg(feature = "cuda")]
+            Floats::Cuda(x) => Factor::Cuda(cuda::matmul::Factor::plain(x, rows, cols)),
+        }
+    }
+
+    /// The transpose.
+    #[must_use]
+    pub fn t(self) -> Self {
+        match self {
+            Factor::Host(x) => Factor::Host(x.t()),
+            #[cfg(feature = "cuda")]
+            Factor::Cuda(x) => Factor::Cuda(x.t()),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(self) -> Result<cuda::matmul::Factor<'a>> {
+        match self {
+            Factor::Cuda(x) => Ok(x),
+            Factor::Host(_) => Err(elsewhere("cuda")),
+        }
+    }
+
+    fn host(self) -> Result<gemm::Factor<'a>> {
+        match self {
+            Factor::Host(x) => Ok(x),
+            #[cfg(feature = "cuda")]
+            Factor::Cuda(_) => Err(elsewhere("cpu")),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn elsewhere(wanted: &str) -> Error {
+    let why = "a factor of the product lies in another memory".into();
+    Error::Device { wanted: wanted.into(), why }
+}
+
+/// A matrix and where its product with shared rows goes: `out` is [m, n].
+pub struct Product<'a> {
+    /// The weights.
+    pub w: &'a Matrix,
+    /// Overwritten.
+    pub out: FloatsMut<'a>,
+}
+
+fn host_product<'a>(one: Product<'a>, params: &'a Params) -> Result<products::Product<'a>> {
+    let Product { w, out } = one;
     let weights = match (&w.data, w.dense(params)) {
         (MatrixData::Packed(packed), _) => Weights::Packed(packed),
         (_, Some(dense)) => Weights::Dense(dense),
         (_, None) => return Err(lookups_only(w)),
     };
-    Ok(Product { w: weights, out })
+    Ok(products::Product { w: weights, out: out.host_f32()? })
 }
 
 fn lookups_only(w: &Matrix) -> Error {
@@ -31,29 +90,68 @@ fn lookups_only(w: &Matrix) -> Error {
 
 /// `out = x wᵀ` for each product; `x` is [m, k]. With `exact`, weights meet the f32 activations
 /// unrounded; without it quantised weights meet int8 activations, and BF16 weights BF16 ones
-/// where the machine multiplies those.
+/// where the device multiplies those.
 ///
 /// # Errors
-/// When a shape does not fit.
-pub fn products(
-    cpu: &Cpu,
+/// When a shape does not fit, a matrix is stored for look-ups only, or the device fails.
+pub fn products<const N: usize>(
+    device: &Device,
     scratch: &mut Scratch,
-    x: &[f32],
+    params: &Params,
+    x: Floats<'_>,
     m: usize,
     exact: bool,
-    list: &mut [Product<'_>],
+    list: [Product<'_>; N],
 ) -> Result<()> {
-    for Product { w, out } in list.iter() {
-        if x.len() != m * w.k() || out.len() != m * w.n() {
+    for Product { w, out } in &list {
+        if x.len() != m * w.k || out.len() != m * w.n {
             return Err(Error::Shape {
                 op: "product".into(),
-                expected: format!("x [{m}, {}], out [{m}, {}]", w.k(), w.n()),
+                expected: format!("x [{m}, {}], out [{m}, {}]", w.k, w.n),
                 got: format!("{} and {} values", x.len(), out.len()),
             });
         }
     }
-    products::products(cpu.isa, &cpu.team, &mut scratch.matmul, x, m, exact, list);
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = device.gpu() {
+        return list.into_iter().try_for_each(|one| on_gpu(gpu, params, x, m, exact, one));
+    }
+    let x = x.host_f32()?;
+    let mut fault = None;
+    let list = list.map(|one| host_product(one, params).map_err(|error| fault = Some(error)).ok());
+    if let Some(error) = fault {
+        return Err(error);
+    }
+    let mut list = list.map(|one| one.expect("every fault was returned"));
+    let cpu = &device.cpu;
+    products::products(cpu.isa, &cpu.team, &mut scratch.matmul, x, m, exact, &mut list);
     Ok(())
+}
+
+/// Serving on a GPU: weights of two bytes meet bf16 activations unless `exact`.
+#[cfg(feature = "cuda")]
+fn on_gpu(
+    gpu: &Gpu,
+    params: &Params,
+    x: Floats<'_>,
+    m: usize,
+    exact: bool,
+    one: Product<'_>,
+) -> Result<()> {
+    use cuda::matmul::{Kernel, Precision, Source};
+    let w = weight(one.w, params)?.cuda()?;
+    let precision = match w.source {
+        Source::Bf16(_) if !exact => Precision::Bf16,
+        _ => Precision::F32,
+    };
+    let x = Factor::plain(x, m, one.w.k).cuda()?;
+    // In f32 few and many rows have two orders of summation unless one kernel computes both.
+    let kernel = match precision {
+        Precision::F32 => Kernel::Small,
+        Precision::Bf16 => Kernel::Chosen,
+    };
+    let product = cuda::matmul::Product::new(precision, one.out.cuda()?, x, w.t());
+    cuda::matmul::gemm_by(gpu, product, kernel)
 }
 
 /// A weight [n, k] as a factor of [`gemm()`]; quantised weights are decoded tile by tile.
@@ -61,12 +159,16 @@ pub fn products(
 /// # Errors
 /// When the matrix is stored for look-ups only.
 pub fn weight<'a>(w: &'a Matrix, params: &'a Params) -> Result<Factor<'a>> {
+    #[cfg(feature = "cuda")]
+    if let Some(factor) = w.on_cuda(params)? {
+        return Ok(Factor::Cuda(factor));
+    }
     let source = match (&w.data, w.dense(params)) {
         (MatrixData::Packed(packed), _) => Source::Packed(packed),
         (_, Some(dense)) => Source::Dense(dense),
         (_, None) => return Err(lookups_only(w)),
     };
-    Ok(Factor { source, rows: w.n, cols: w.k, transposed: false })
+    Ok(Factor::Host(gemm::Factor { source, rows: w.n, cols: w.k, transposed: false }))
 }
 
 /// Rows as a factor of [`gemm()`].
@@ -75,13 +177,17 @@ pub fn factor(rows: &Rows) -> Factor<'_> {
     Factor::plain(rows.floats(), m, n)
 }
 
-/// `out = alpha a b`, or `out += alpha a b` with `acc`. The same bits for any number of threads.
+/// `out = alpha a b`, or `out += alpha a b` with `acc`. On the CPU the same bits for any number of
+/// threads.
+///
+/// # Errors
+/// Operands of another device, or one that fails.
 ///
 /// # Panics
 /// When the shapes do not fit.
 #[allow(clippy::too_many_arguments)]
 pub fn gemm(
-    cpu: &Cpu,
+    device: &Device,
     scratch: &mut Scratch,
     precision: Precision,
     out: FloatsMut<'_>,
@@ -89,6 +195,18 @@ pub fn gemm(
     alpha: f32,
     a: Factor<'_>,
     b: Factor<'_>,
-) {
+) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = device.gpu() {
+        let precision = match precision {
+            Precision::F32 => cuda::matmul::Precision::F32,
+            Precision::Bf16 => cuda::matmul::Precision::Bf16,
+        };
+        let (a, b) = (a.cuda()?, b.cuda()?);
+        let product = cuda::matmul::Product::new(precision, out.cuda()?, a, b);
+        return cuda::matmul::gemm(gpu, cuda::matmul::Product { acc, alpha, ..product });
+    }
+    let (cpu, out, a, b) = (&device.cpu, out.host()?, a.host()?, b.host()?);
     gemm::gemm(cpu.isa, &cpu.team, &mut scratch.gemm, precision, out, acc, alpha, a, b);
+    Ok(())
 }

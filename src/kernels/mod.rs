@@ -1,15 +1,18 @@
-//! The device switchboard: free functions that check shapes and hand slices to the kernels of
-//! the device that holds them. Today that is the CPU.
+//! The device switchboard: free functions that check shapes and hand numbers to the kernels of
+//! the device that holds them. Nothing above names a device's kernels.
 
 pub mod attention;
+mod device;
 pub mod embedding;
 pub mod flash;
 pub mod loss;
 pub mod matmul;
 pub mod optim;
+mod rotations;
 pub mod rows;
 
-pub use puna_cpu::floats::{Floats, FloatsMut};
+pub use crate::tensor::{Floats, FloatsMut};
+pub use device::Device;
 pub use puna_cpu::team::{Seat, Team, TeamOptions, pin_current_thread};
 
 use crate::error::{Error, Result};

@@ -52,11 +52,11 @@ pub fn forward<'w>(
     attend: impl FnOnce(&mut Cx<'_, 'w>, [Var<'w>; 3]) -> Result<Var<'w>>,
 ) -> Result<Var<'w>> {
     let (head_dim, pairing, eps) = (shape.heads.head_dim, shape.pairing, shape.norm_eps);
-    let h = ops::rms_norm(cx, &x, &block.attn_norm, eps); // [m, dim]
+    let h = ops::rms_norm(cx, &x, &block.attn_norm, eps)?; // [m, dim]
     let [q, k, v] = ops::linears(cx, &h, [&block.wq, &block.wk, &block.wv])?;
     drop(h);
-    let q = ops::rope(cx, q, head_dim, angles, pairing); // [m, n_heads * head_dim]
-    let k = ops::rope(cx, k, head_dim, angles, pairing); // [m, n_kv_heads * head_dim]
+    let q = ops::rope(cx, q, head_dim, angles, pairing)?; // [m, n_heads * head_dim]
+    let k = ops::rope(cx, k, head_dim, angles, pairing)?; // [m, n_kv_heads * head_dim]
     let mut attended = attend(cx, [q, k, v])?; // [m, n_heads * head_dim]
     let mut x = x;
     let dropout = cx.dropout;
@@ -64,19 +64,19 @@ pub fn forward<'w>(
         if let Some(dropout) = &mut cx.dropout {
             dropout.first_row = dropout.first_kept;
         }
-        attended = ops::select(cx, attended, keep);
-        x = ops::select(cx, x, keep);
+        attended = ops::select(cx, attended, keep)?;
+        x = ops::select(cx, x, keep)?;
     }
     let out = ops::linear(cx, &attended, &block.wo)?;
     drop(attended);
-    let x = ops::add(cx, x, out); // [m, dim]
+    let x = ops::add(cx, x, out)?; // [m, dim]
 
-    let h = ops::rms_norm(cx, &x, &block.ffn_norm, eps);
+    let h = ops::rms_norm(cx, &x, &block.ffn_norm, eps)?;
     let [gate, up] = ops::linears(cx, &h, [&block.w1, &block.w3])?; // [m, hidden_dim]
     drop(h);
-    let act = ops::swiglu(cx, gate, up);
+    let act = ops::swiglu(cx, gate, up)?;
     let out = ops::last_linear(cx, &act, &block.w2)?;
     drop(act);
     cx.dropout = dropout;
-    Ok(ops::add(cx, x, out))
+    ops::add(cx, x, out)
 }

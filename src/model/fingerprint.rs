@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::kernels::embedding::gather;
 use crate::model::llama::Model;
-use crate::tensor::{Matrix, Vector};
+use crate::tensor::{DType, Matrix, Pool, Vector};
 use sha2::{Digest, Sha256};
 
 /// Rows of the embedding table that are looked at.
@@ -16,14 +16,17 @@ impl Model {
     /// matrices alone.
     ///
     /// # Errors
-    /// None for a model that loaded.
+    /// None for a model that loaded, unless a GPU failed.
     pub fn fingerprint(&self) -> Result<[u8; 32]> {
         let mut hash = Sha256::new();
         hash.update(format!("{:?} exact {}", self.config, self.exact));
         let numbers = |hash: &mut Sha256, values: &[f32]| {
             values.iter().for_each(|x| hash.update(x.to_le_bytes()));
         };
-        let vector = |hash: &mut Sha256, v: &Vector| numbers(hash, v.values(&self.params));
+        let vector = |hash: &mut Sha256, v: &Vector| -> Result<()> {
+            numbers(hash, &v.values(&self.params).read()?);
+            Ok(())
+        };
         let adapter = |hash: &mut Sha256, w: &Matrix| {
             if let Some(dense) = w.dense(&self.params) {
                 hash.update(dense.bytes);
@@ -31,8 +34,8 @@ impl Model {
         };
         let weights = &self.weights;
         for block in &weights.blocks {
-            vector(&mut hash, &block.attn_norm);
-            vector(&mut hash, &block.ffn_norm);
+            vector(&mut hash, &block.attn_norm)?;
+            vector(&mut hash, &block.ffn_norm)?;
             let linears =
                 [&block.wq, &block.wk, &block.wv, &block.wo, &block.w1, &block.w2, &block.w3];
             for linear in linears {
@@ -44,12 +47,13 @@ impl Model {
                 }
             }
         }
-        vector(&mut hash, &weights.out_norm);
+        vector(&mut hash, &weights.out_norm)?;
         hash.update(weights.lm_head.w.type_name());
         let ids: Vec<u32> = (0..self.config.vocab_size.min(TABLE_ROWS) as u32).collect();
-        let mut rows = vec![0.0; ids.len() * self.config.dim];
-        gather(&self.cpu, &mut rows, &weights.tok_emb, &self.params, &ids)?;
-        numbers(&mut hash, &rows);
+        let pool = Pool::at(self.device.home());
+        let mut rows = pool.take(DType::F32, ids.len(), self.config.dim)?;
+        gather(&self.device, rows.floats_mut(), &weights.tok_emb, &self.params, &ids)?;
+        numbers(&mut hash, rows.read(&mut vec![])?);
         Ok(hash.finalize().into())
     }
 }

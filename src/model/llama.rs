@@ -8,7 +8,7 @@
 use crate::autograd::{Cx, Mode};
 use crate::error::{Error, Result};
 use crate::kernels::rows::Rotations;
-use crate::kernels::{Cpu, Scratch};
+use crate::kernels::{Device, Scratch};
 use crate::model::adapter::read_adapter;
 use crate::model::block::{self, Shape};
 use crate::model::checkpoint::{Checkpoint, GenerationDefaults};
@@ -68,7 +68,7 @@ pub struct Model {
     pub generation: GenerationDefaults,
     pub(super) weights: Weights,
     pub(super) params: Params, // none: nothing is trained while serving
-    pub(super) cpu: Arc<Cpu>,
+    pub(super) device: Arc<Device>,
     pub(super) exact: bool,
 }
 
@@ -181,7 +181,7 @@ impl Model {
     /// When the checkpoint is not there, is broken, or needs something that Puna does not do.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
         let checkpoint = Checkpoint::open(path)?;
-        Model::from_checkpoint(checkpoint, options, Arc::new(Cpu::with_options(&options.team)?))
+        Model::from_checkpoint(checkpoint, options, Arc::new(Device::with_options(&options.team)?))
     }
 
     /// Opens a model whose work the team of `self` will do; the team of the options does not count.
@@ -190,7 +190,7 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn load_beside(&self, path: &Path, options: &LoadOptions) -> Result<Model> {
-        Model::from_checkpoint(Checkpoint::open(path)?, options, Arc::clone(&self.cpu))
+        Model::from_checkpoint(Checkpoint::open(path)?, options, Arc::clone(&self.device))
     }
 
     /// Opens a model to be run by a team that is there already, such as one of threads that the
@@ -214,21 +214,21 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn load_with_team(path: &Path, options: &LoadOptions, team: Team) -> Result<Model> {
-        let cpu = Arc::new(Cpu::with_team(team)?);
-        Model::from_checkpoint(Checkpoint::open(path)?, options, cpu)
+        let device = Arc::new(Device::with_team(team)?);
+        Model::from_checkpoint(Checkpoint::open(path)?, options, device)
     }
 
     fn from_checkpoint(
         checkpoint: Checkpoint,
         options: &LoadOptions,
-        cpu: Arc<Cpu>,
+        device: Arc<Device>,
     ) -> Result<Model> {
         // The tokenizer is built while the weights load.
         let (text, weights) = std::thread::scope(|scope| {
             let text = scope.spawn(|| text_parts(&checkpoint));
             let weights = match options.cache_weights {
-                true => Weights::load_cached(&cpu, &checkpoint),
-                false => Weights::load(&cpu, &checkpoint),
+                true => Weights::load_cached(&device.cpu, &checkpoint),
+                false => Weights::load(&device.cpu, &checkpoint),
             };
             let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             (text, weights)
@@ -244,7 +244,7 @@ impl Model {
         }
         let Checkpoint { generation, .. } = checkpoint;
         let (params, exact) = (Params::default(), options.exact);
-        Ok(Model { config, text: text?, generation, weights, params, cpu, exact })
+        Ok(Model { config, text: text?, generation, weights, params, device, exact })
     }
 
     /// Refuses a model whose head gives no logits of tokens.
@@ -292,7 +292,7 @@ impl Model {
 
     /// The instruction set in use.
     pub fn isa_name(&self) -> String {
-        self.cpu.isa.to_string()
+        self.device.cpu.isa.to_string()
     }
 
     /// An empty cache for `capacity` positions.
@@ -306,8 +306,8 @@ impl Model {
     /// Buffers for forward passes; one per thread that calls [`Model::forward`].
     pub fn workspace(&self) -> Workspace {
         Workspace {
-            pool: Pool::default(),
-            heads: Pool::default(),
+            pool: Pool::at(self.device.home()),
+            heads: Pool::at(self.device.home()),
             scratch: Scratch::default(),
             angles: Arc::default(),
             frequencies: Frequencies::default(),
@@ -372,7 +372,7 @@ impl Model {
         ws.heads.expect_rows(ws.wanted.len());
         let (pool, heads, params) = (ws.pool.clone(), ws.heads.clone(), &self.params);
         let mode = Mode::Serve { exact: self.exact };
-        let mut cx = Cx::new(&self.cpu, &pool, params, &mut ws.scratch, mode);
+        let mut cx = Cx::new(&self.device, &pool, params, &mut ws.scratch, mode);
         let mut x = ops::embedding(&mut cx, &self.weights.tok_emb, &ws.tokens)?;
         let shape = Shape::of(config);
         let last = self.weights.blocks.len().wrapping_sub(1);
@@ -387,14 +387,14 @@ impl Model {
                     let (first_pos, n_rows) = (cache.len(), tokens.len());
                     CachedRows { first_pos, n_rows, kv: &mut cache.layers[layer] }
                 });
-                Ok(ops::attention_cached(cx, shape.heads, qkv, parts))
+                ops::attention_cached(cx, shape.heads, qkv, parts)
             })?;
         }
         if !ws.wanted.is_empty() {
             if batch.cancelled() {
                 return Err(Error::Cancelled);
             }
-            let h = ops::rms_norm(&mut cx, &x, &self.weights.out_norm, config.norm_eps);
+            let h = ops::rms_norm(&mut cx, &x, &self.weights.out_norm, config.norm_eps)?;
             cx.pool = &heads;
             ws.logits = Some(ops::linear(&mut cx, &h, &self.weights.lm_head)?.rows);
         }

@@ -58,7 +58,7 @@ impl Model {
 
     fn weights_bytes(&self) -> usize {
         let weights = &self.weights;
-        let vector = |v: &Vector| size_of_val(v.values(&self.params));
+        let vector = |v: &Vector| size_of::<f32>() * v.values(&self.params).len();
         let linear = |l: &Linear| l.w.bytes() + l.bias.as_ref().map_or(0, vector);
         let tied = self.config.tie_embeddings;
         let table = if tied { 0 } else { weights.tok_emb.bytes() };
@@ -93,7 +93,7 @@ impl Model {
             window: c.sliding_window,
         };
         let inputs = c.dim.max(q).max(c.hidden_dim);
-        let kernels = Scratch::most_serving_bytes(&self.cpu, rows, inputs, &cache);
+        let kernels = Scratch::most_serving_bytes(&self.device.cpu, rows, inputs, &cache);
         [activations, adapters, logits, choosing, lists, kernels]
             .into_iter()
             .try_fold(0usize, usize::checked_add)

@@ -78,9 +78,7 @@ impl Frequencies {
 
 /// Empties `angles` for rows of a model like `cfg`.
 pub fn clear_angles(angles: &mut Rotations, cfg: &RopeConfig, head_dim: usize) {
-    angles.cos.clear();
-    angles.sin.clear();
-    angles.half = cfg.dim.min(head_dim) / 2;
+    angles.clear(cfg.dim.min(head_dim) / 2);
 }
 
 /// Appends the angles of some positions of a sequence of `seq_len` tokens, rounded as transformers

@@ -4,9 +4,8 @@
 use crate::autograd::{Cx, Dropout, Mode, NodeId, Var, checkpoint, sweep};
 use crate::error::{Error, Result};
 use crate::format::peft::Target;
-use crate::kernels::Cpu;
-use crate::kernels::Scratch;
 use crate::kernels::rows::Rotations;
+use crate::kernels::{Device, Scratch};
 use crate::model::block::{self, Shape};
 use crate::model::config::{Config, Head};
 use crate::model::llama::Model;
@@ -90,8 +89,8 @@ pub struct TuneModel {
 
 impl TuneModel {
     /// The device that it runs on.
-    pub fn cpu(&self) -> &Cpu {
-        &self.model.cpu
+    pub fn device(&self) -> &Device {
+        &self.model.device
     }
 
     /// The model as it is now, for inference: no copy, and what is trained next is seen next.
@@ -317,11 +316,11 @@ impl TuneModel {
         self.pool.expect_rows(slice.ids.len());
         let angles = Arc::new(self.rotations(slice.spans));
         let TuneModel { model, options, value, pool, scratch, .. } = self;
-        let Model { config, weights, params, cpu, .. } = model;
+        let Model { config, weights, params, device, .. } = model;
         let shape = Shape::of(config);
         let pass = Pass { shape, angles, spans: slice.spans.into(), keep: keep.into() };
         let mode = Mode::Train(options.precision);
-        let mut cx = Cx::new(cpu, pool, params, scratch, mode);
+        let mut cx = Cx::new(device, pool, params, scratch, mode);
         cx.adapters = adapters;
         if let Some((grads, dropout)) = grads {
             cx.record(grads);
@@ -338,7 +337,7 @@ impl TuneModel {
                 pass.block(&mut cx, block, x, is_last)?
             };
         }
-        let h = ops::rms_norm(&mut cx, &x, &weights.out_norm, config.norm_eps);
+        let h = ops::rms_norm(&mut cx, &x, &weights.out_norm, config.norm_eps)?;
         Ok(Hidden { cx, h, head: &weights.lm_head.w, value: value.as_ref() })
     }
 
@@ -401,7 +400,8 @@ fn valued(value: Option<&Matrix>) -> Result<&Matrix> {
 
 /// Runs the tape backward from the heads' nodes.
 fn sweep_from<const N: usize>(cx: &mut Cx<'_, '_>, nodes: [Option<NodeId>; N]) -> Result<()> {
-    let from: Vec<_> = nodes.into_iter().flatten().map(|node| (node, cx.take_f32(1, 1))).collect();
+    let seed = |node| Ok((node, cx.take_f32(1, 1)?));
+    let from = nodes.into_iter().flatten().map(seed).collect::<Result<Vec<_>>>()?;
     if !from.is_empty() {
         sweep(cx, from)?;
     }
@@ -427,7 +427,7 @@ impl Pass {
     ) -> Result<Var<'w>> {
         let keep = is_last.then_some(&self.keep[..]);
         block::forward(cx, block, &self.shape, x, &self.angles, keep, |cx, qkv| {
-            Ok(ops::attention(cx, self.shape.heads, qkv, &self.spans))
+            ops::attention(cx, self.shape.heads, qkv, &self.spans)
         })
     }
 }

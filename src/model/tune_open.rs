@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::format::FileDType;
 use crate::format::hf_config::HfConfig;
 use crate::format::peft::{AdapterFile, SCORE_KEY, Target};
-use crate::kernels::{Cpu, Scratch};
+use crate::kernels::{Device, Scratch};
 use crate::model::adapter::{init_lora, read_adapter};
 use crate::model::builtin::is_builtin;
 use crate::model::checkpoint::{Checkpoint, GenerationDefaults};
@@ -17,13 +17,18 @@ use crate::model::tune::{Precision, TuneMethod, TuneModel, TuneOptions};
 use crate::model::weights::{Block, Weights};
 use crate::ops::{Linear, Lora};
 use crate::rng::Rng;
-use crate::tensor::{Bytes, Matrix, MatrixData, Param, ParamId, Params, Pool, Vector};
+use crate::tensor::{
+    Bytes, Home, Matrix, MatrixData, Param, ParamId, Params, Pool, Values, Vector,
+};
 use crate::text::TextParts;
 use puna_cpu::buffer::Buffer;
 use puna_cpu::convert;
 use puna_cpu::matmul::Dense;
 use std::path::Path;
 use std::sync::Arc;
+
+#[cfg(feature = "cuda")]
+use crate::model::weights_cuda::move_weights;
 
 /// Stream of a seed that random weights are drawn from, one a weight from here on.
 const INIT_STREAM: u64 = 1 << 41;
@@ -34,17 +39,26 @@ const INIT_DEVIATION: f64 = 0.02;
 const VALUE_NAME: &str = "v_head.summary.weight";
 
 impl TuneModel {
-    /// Opens a model for training. A directory with a `config.json` but no weights, or the
-    /// `config.json` itself, starts from random weights.
+    /// Opens a model for training on the CPU. A directory with a `config.json` but no weights, or
+    /// the `config.json` itself, starts from random weights.
     ///
     /// # Errors
     /// When the checkpoint or the adapter is broken or not there, or an adapter is asked for on
     /// random weights.
     pub fn open(path: &Path, options: &TuneOptions) -> Result<TuneModel> {
-        let cpu = Cpu::new(options.threads)?;
+        TuneModel::open_on(path, options, Device::new(options.threads)?)
+    }
+
+    /// [`TuneModel::open`] for a device that is there already: what is trained lives where it
+    /// computes, and the threads of the options do not count.
+    ///
+    /// # Errors
+    /// As [`TuneModel::open`]; when a GPU has no room.
+    pub fn open_on(path: &Path, options: &TuneOptions, device: Device) -> Result<TuneModel> {
         if let Some(config_path) = lone_config(path) {
-            return TuneModel::random(&config_path, options, cpu);
+            return TuneModel::random(&config_path, options, device);
         }
+        let home = device.home();
         let checkpoint = Checkpoint::open(path)?;
         let text = text_parts(&checkpoint)?;
         let mut params = Params::default();
@@ -60,7 +74,7 @@ impl TuneModel {
         let weights = match &options.method {
             TuneMethod::Full => {
                 let source = Scored::new(&checkpoint, &config, options.seed)?;
-                full(&source, &config, &mut params)?
+                full(&source, &config, &home, &mut params)?
             }
             TuneMethod::Lora { spec, adapter } => {
                 let file = match adapter {
@@ -72,11 +86,12 @@ impl TuneModel {
                     return Err(Error::Unsupported(format!("{}: {what}", dir.display())));
                 }
                 let narrow = matches!(options.precision, Precision::Bf16);
-                let mut weights = Weights::load_as(&cpu, &checkpoint, narrow)?;
-                attach(&mut weights, &mut params, &file);
+                let mut weights = Weights::load_as(&device.cpu, &checkpoint, narrow)?;
+                attach(&mut weights, &mut params, &file, &home)?;
                 if options.score {
                     let source = Scored::new(&checkpoint, &config, options.seed)?;
-                    let score = score_param(&source, file.score.as_deref(), &mut params)?;
+                    let known = file.score.as_deref();
+                    let score = score_param(&source, known, &home, &mut params)?;
                     weights.lm_head = Linear::new(score, None);
                 }
                 trained = Some(file);
@@ -85,7 +100,7 @@ impl TuneModel {
         };
         let Checkpoint { generation, .. } = checkpoint;
         let mut model =
-            TuneModel::new(path, config, text, generation, params, weights, options, cpu);
+            TuneModel::new(path, config, text, generation, params, weights, options, device)?;
         if let Some(file) = trained {
             model.adapter_places = file.pairs.iter().map(|p| (p.layer, p.target)).collect();
             model.adapter = Some(file.spec);
@@ -93,7 +108,7 @@ impl TuneModel {
         Ok(model)
     }
 
-    fn random(config_path: &Path, options: &TuneOptions, cpu: Cpu) -> Result<TuneModel> {
+    fn random(config_path: &Path, options: &TuneOptions, device: Device) -> Result<TuneModel> {
         if !matches!(options.method, TuneMethod::Full) {
             let why = "an adapter needs weights to adapt; random weights are trained in full";
             return Err(Error::config("method", "lora", why));
@@ -111,13 +126,13 @@ impl TuneModel {
         let deviation = initializer_range(config_path)?;
         let random = Random { config: &config, seed: options.seed, deviation };
         let mut params = Params::default();
-        let weights = full(&random, &config, &mut params)?;
+        let weights = full(&random, &config, &device.home(), &mut params)?;
         let generation = GenerationDefaults {
             eos_ids: config.eos_ids.clone(),
             bos_id: config.bos_id,
             ..GenerationDefaults::default()
         };
-        Ok(TuneModel::new(dir, config, text, generation, params, weights, options, cpu))
+        TuneModel::new(dir, config, text, generation, params, weights, options, device)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -129,26 +144,37 @@ impl TuneModel {
         params: Params,
         weights: Weights,
         options: &TuneOptions,
-        cpu: Cpu,
-    ) -> TuneModel {
-        let (cpu, mut params) = (Arc::new(cpu), params);
-        let value = options.value.then(|| {
+        device: Device,
+    ) -> Result<TuneModel> {
+        let (home, mut params) = (device.home(), params);
+        #[cfg(feature = "cuda")]
+        let weights = match &device.gpu {
+            Some(gpu) => {
+                let mut weights = weights;
+                move_weights(&mut weights, &params, gpu)?;
+                weights
+            }
+            None => weights,
+        };
+        let mut value = None;
+        if options.value {
             let (name, shape) = (VALUE_NAME.to_owned(), vec![1, config.dim]);
-            let value = Buffer::zeroed(config.dim);
-            let id = params.push(Param { name, shape, decay: true, value, low: None });
-            Matrix { n: 1, k: config.dim, data: MatrixData::Param(id) }
-        });
-        let model = Model { config, text, generation, weights, params, cpu, exact: false };
-        TuneModel {
+            let zeros = Values::zeros(&home, config.dim)?;
+            let id = params.push(Param { name, shape, decay: true, value: zeros, low: None });
+            value = Some(Matrix { n: 1, k: config.dim, data: MatrixData::Param(id) });
+        }
+        let device = Arc::new(device);
+        let model = Model { config, text, generation, weights, params, device, exact: false };
+        Ok(TuneModel {
             model,
             options: options.clone(),
             value,
             adapter: None,
             adapter_places: Vec::new(),
             base: base.to_owned(),
-            pool: Pool::default(),
+            pool: Pool::at(home),
             scratch: Scratch::default(),
-        }
+        })
     }
 }
 
@@ -170,7 +196,12 @@ fn lone_config(path: &Path) -> Option<std::path::PathBuf> {
 }
 
 /// Every weight as a parameter.
-fn full(source: &dyn WeightSource, config: &Config, params: &mut Params) -> Result<Weights> {
+fn full(
+    source: &dyn WeightSource,
+    config: &Config,
+    home: &Home,
+    params: &mut Params,
+) -> Result<Weights> {
     let mut load = |weight: Weight| -> Result<Option<ParamId>> {
         if source.dtype(weight)?.is_none() {
             return Ok(None);
@@ -178,6 +209,7 @@ fn full(source: &dyn WeightSource, config: &Config, params: &mut Params) -> Resu
         let shape = config.shape(weight);
         let mut value = Buffer::zeroed(shape.iter().product());
         source.rows(weight, 0..shape[0], &mut value)?;
+        let value = Values::from_host(home, value)?;
         let (name, decay) = (weight.file_name(Layout::Hf), shape.len() == 2);
         Ok(Some(params.push(Param { name, shape, decay, value, low: None })))
     };
@@ -260,7 +292,12 @@ impl WeightSource for Scored<'_> {
 }
 
 /// The score head beside an adapter: `known`, or what the source has.
-fn score_param(source: &Scored<'_>, known: Option<&[f32]>, params: &mut Params) -> Result<Matrix> {
+fn score_param(
+    source: &Scored<'_>,
+    known: Option<&[f32]>,
+    home: &Home,
+    params: &mut Params,
+) -> Result<Matrix> {
     let shape = source.config.shape(Weight::Score);
     let mut value = Buffer::zeroed(shape.iter().product());
     match known {
@@ -268,7 +305,7 @@ fn score_param(source: &Scored<'_>, known: Option<&[f32]>, params: &mut Params) 
         None => source.rows(Weight::Score, 0..1, &mut value)?,
     }
     let (n, k) = (shape[0], shape[1]);
-    let name = SCORE_KEY.to_owned();
+    let (name, value) = (SCORE_KEY.to_owned(), Values::from_host(home, value)?);
     let id = params.push(Param { name, shape, decay: true, value, low: None });
     Ok(Matrix { n, k, data: MatrixData::Param(id) })
 }
@@ -348,25 +385,31 @@ fn linear_of(block: &mut Block, target: Target) -> &mut Linear {
 }
 
 /// Adds an adapter whose matrices are parameters.
-fn attach(weights: &mut Weights, params: &mut Params, file: &AdapterFile) {
+fn attach(
+    weights: &mut Weights,
+    params: &mut Params,
+    file: &AdapterFile,
+    home: &Home,
+) -> Result<()> {
     let r = file.spec.r;
     for (index, pair) in file.pairs.iter().enumerate() {
-        let mut push = |half: &str, shape: [usize; 2], values: &[f32]| {
-            params.push(Param {
+        let mut push = |half: &str, shape: [usize; 2], values: &[f32]| -> Result<ParamId> {
+            Ok(params.push(Param {
                 name: pair.target.key(pair.layer, half),
                 shape: shape.to_vec(),
                 decay: true,
-                value: Buffer::from_slice(values),
+                value: Values::from_host(home, Buffer::from_slice(values))?,
                 low: None,
-            })
+            }))
         };
         let linear = linear_of(&mut weights.blocks[pair.layer], pair.target);
         let (n, k) = (linear.w.n, linear.w.k);
-        let a = Matrix { n: r, k, data: MatrixData::Param(push("lora_A", [r, k], &pair.a)) };
-        let b = Matrix { n, k: r, data: MatrixData::Param(push("lora_B", [n, r], &pair.b)) };
+        let a = Matrix { n: r, k, data: MatrixData::Param(push("lora_A", [r, k], &pair.a)?) };
+        let b = Matrix { n, k: r, data: MatrixData::Param(push("lora_B", [n, r], &pair.b)?) };
         let (scale, dropout) = (file.spec.scale(), file.spec.dropout);
         linear.loras.push(Lora { a, b, scale, dropout, key: index as u64 + 1 });
     }
+    Ok(())
 }
 
 /// Adds an adapter that stays as it is; one with a score head makes a reward model.

@@ -24,7 +24,7 @@ impl TuneModel {
     pub fn save(&self, dir: &Path) -> Result<()> {
         if let Some(spec) = &self.adapter {
             let base = self.base.to_string_lossy();
-            return write_adapter(dir, &self.adapter_file(spec), self.config(), &base);
+            return write_adapter(dir, &self.adapter_file(spec)?, self.config(), &base);
         }
         let dtype = match self.options.precision {
             Precision::F32 => FileDType::F32,
@@ -44,16 +44,17 @@ impl TuneModel {
     }
 
     /// The adapter as it is now.
-    fn adapter_file(&self, spec: &LoraSpec) -> AdapterFile {
+    fn adapter_file(&self, spec: &LoraSpec) -> Result<AdapterFile> {
+        let numbers = |param: &Param| -> Result<Vec<f32>> { Ok(param.value.read()?.into_owned()) };
         let mut pairs = Vec::new();
         for (place, params) in self.adapter_places.iter().zip(self.params().0.chunks_exact(2)) {
             let &(layer, target) = place;
-            let (a, b) = (params[0].value.to_vec(), params[1].value.to_vec());
+            let (a, b) = (numbers(&params[0])?, numbers(&params[1])?);
             pairs.push(LoraPair { layer, target, a, b });
         }
         let score = self.params().0.iter().find(|param| param.name == SCORE_KEY);
-        let score = score.map(|param| param.value.to_vec());
-        AdapterFile { spec: spec.clone(), pairs, score }
+        let score = score.map(numbers).transpose()?;
+        Ok(AdapterFile { spec: spec.clone(), pairs, score })
     }
 
     fn param_of(&self, weight: Weight) -> Result<&Param> {
@@ -83,8 +84,7 @@ impl WeightSource for TuneModel {
     fn rows(&self, weight: Weight, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let param = self.param_of(weight)?;
         let width: usize = param.shape[1..].iter().product();
-        out.copy_from_slice(&param.value[rows.start * width..rows.end * width]);
-        Ok(())
+        param.value.read_range(rows.start * width..rows.end * width, out)
     }
 
     fn raw_rows(&self, _: Weight, _: Range<usize>, _: &mut [u8]) -> Result<bool> {

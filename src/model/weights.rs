@@ -10,7 +10,7 @@ use crate::model::config::Head;
 use crate::model::names::{BlockWeight, Weight};
 use crate::model::panel_cache::{self, PanelCache};
 use crate::ops::Linear;
-use crate::tensor::{Buffer, Bytes, Matrix, MatrixData, Vector};
+use crate::tensor::{Buffer, Bytes, Matrix, MatrixData, Values, Vector};
 use half::bf16;
 use puna_cpu::convert;
 use puna_cpu::matmul::Dense;
@@ -87,6 +87,11 @@ struct Loader<'a> {
     cache: Option<&'a PanelCache>,
     /// Quantised matrices by the names of their tensors, as they come.
     packed: RefCell<Vec<(String, Arc<PackedMatrix>)>>,
+}
+
+/// Values of the checkpoint as a weight in the machine's memory.
+fn fixed(values: Vec<f32>) -> Vector {
+    Vector::Fixed(Values::from(Buffer::from_slice(&values)))
 }
 
 impl Weights {
@@ -200,23 +205,23 @@ impl<'a> Loader<'a> {
                 let linear = |w: BlockWeight, bias: BlockWeight| -> Result<Linear> {
                     let w = loader.matrix(Weight::Block(layer, w), true)?;
                     let bias = loader.vector_opt(Weight::Block(layer, bias))?;
-                    Ok(Linear::new(w, bias.map(Vector::Fixed)))
+                    Ok(Linear::new(w, bias.map(fixed)))
                 };
                 use BlockWeight::*;
                 Ok(Block {
-                    attn_norm: Vector::Fixed(loader.vector(Weight::Block(layer, AttnNorm))?),
+                    attn_norm: fixed(loader.vector(Weight::Block(layer, AttnNorm))?),
                     wq: linear(Wq, Bq)?,
                     wk: linear(Wk, Bk)?,
                     wv: linear(Wv, Bv)?,
                     wo: linear(Wo, Bo)?,
-                    ffn_norm: Vector::Fixed(loader.vector(Weight::Block(layer, FfnNorm))?),
+                    ffn_norm: fixed(loader.vector(Weight::Block(layer, FfnNorm))?),
                     w1: linear(W1, B1)?,
                     w2: linear(W2, B2)?,
                     w3: linear(W3, B3)?,
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        let out_norm = Vector::Fixed(loader.vector(Weight::OutNorm)?);
+        let out_norm = fixed(loader.vector(Weight::OutNorm)?);
         Ok(Weights { tok_emb, blocks, out_norm, lm_head: Linear::new(lm_head, None) })
     }
 

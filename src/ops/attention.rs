@@ -5,7 +5,6 @@ use crate::autograd::{Adjoints, Backward, Cx, Var};
 use crate::error::Result;
 use crate::kernels::attention::{AttentionArgs, KvLayer, append, attention as over_cache};
 use crate::kernels::flash::{self, Forward, Shape};
-use crate::kernels::{Floats, FloatsMut};
 use crate::tensor::Rows;
 use std::sync::Arc;
 
@@ -42,25 +41,28 @@ impl Heads {
 /// Causal attention inside each of the sequences packed one after the other, `spans` long.
 /// `q` is [t, n_heads * head_dim], `k` and `v` [t, n_kv_heads * head_dim]. Memory grows linearly
 /// with t: the backward pass computes the probabilities again, tile by tile.
+///
+/// # Errors
+/// Of the device.
 pub fn attention<'w>(
     cx: &mut Cx<'_, 'w>,
     heads: Heads,
     [q, k, v]: [Var<'w>; 3],
     spans: &Arc<[usize]>,
-) -> Var<'w> {
+) -> Result<Var<'w>> {
     let [t, width] = q.rows.dims2();
-    let mut out = cx.take(t, width);
+    let mut out = cx.take(t, width)?;
     // [n_heads, t]; taken with t rows, like all blocks whose size depends on t.
-    let mut lse = cx.take_f32(t, heads.n_heads);
+    let mut lse = cx.take_f32(t, heads.n_heads)?;
     let inputs = [&q.rows, &k.rows, &v.rows];
-    flash::forward(cx.cpu, cx.scratch, &heads.shape(spans), &mut out, &mut lse, inputs);
+    flash::forward(cx.device, cx.scratch, &heads.shape(spans), &mut out, &mut lse, inputs)?;
     let tracked = [&q, &k, &v].iter().any(|x| x.node.is_some());
     if !tracked || !cx.is_recording() {
-        return Var::fixed(out);
+        return Ok(Var::fixed(out));
     }
     let spans = Arc::clone(spans);
     let node = cx.push(Attention { heads, q, k, v, out: out.clone(), lse, spans });
-    Var::new(out, node)
+    Ok(Var::new(out, node))
 }
 
 struct Attention<'w> {
@@ -82,12 +84,12 @@ impl<'w> Backward<'w> for Attention<'w> {
     ) -> Result<()> {
         let Attention { heads, q, k, v, out, lse, spans } = *self;
         let like = |x: &Rows| cx.take_f32(x.rows(), x.width());
-        let (mut dq, mut dk, mut dv) = (like(&q.rows), like(&k.rows), like(&v.rows));
+        let (mut dq, mut dk, mut dv) = (like(&q.rows)?, like(&k.rows)?, like(&v.rows)?);
         let saved = Forward { q: &q.rows, k: &k.rows, v: &v.rows, out: &out, lse: &lse };
         let outs = [&mut dq, &mut dk, &mut dv];
-        flash::backward(cx.cpu, cx.scratch, &heads.shape(&spans), outs, &dout, &saved);
+        flash::backward(cx.device, cx.scratch, &heads.shape(&spans), outs, &dout, &saved)?;
         for (node, d) in [(q.node, dq), (k.node, dk), (v.node, dv)] {
-            adjoints.add(cx, node, d);
+            adjoints.add(cx, node, d)?;
         }
         Ok(())
     }
@@ -105,33 +107,35 @@ pub struct CachedRows<'c> {
 
 /// Appends keys and values to the caches and attends over them; `parts` cover the rows of `q`
 /// [m, n_heads * head_dim] in order. Not differentiable: what comes in must not be tracked.
+///
+/// # Errors
+/// Of the device.
 pub fn attention_cached<'w, 'c>(
     cx: &mut Cx<'_, 'w>,
     heads: Heads,
     [q, k, v]: [Var<'w>; 3],
     parts: impl Iterator<Item = CachedRows<'c>>,
-) -> Var<'w> {
+) -> Result<Var<'w>> {
     let [m, width] = q.rows.dims2();
     let kv_width = k.rows.width();
-    let mut out = cx.take_f32(m, width);
+    let mut out = cx.take_f32(m, width)?;
     let mut row = 0;
-    if let (FloatsMut::F32(out), Floats::F32(q)) = (out.floats_mut(), q.rows.floats()) {
-        let (k, v) = (k.rows.f32(), v.rows.f32());
-        for CachedRows { kv, first_pos, n_rows } in parts {
-            let new = row * kv_width..(row + n_rows) * kv_width;
-            append(cx.cpu, kv, first_pos, &k[new.clone()], &v[new]);
-            let args = AttentionArgs {
-                kv,
-                n_heads: heads.n_heads,
-                scale: heads.scale(),
-                window: heads.window,
-                first_pos,
-            };
-            let at = row * width..(row + n_rows) * width;
-            over_cache(cx.cpu, cx.scratch, &args, &mut out[at.clone()], &q[at]);
-            row += n_rows;
-        }
+    let (to, q) = (out.floats_mut().host_f32()?, q.rows.floats().host_f32()?);
+    let (k, v) = (k.rows.floats().host_f32()?, v.rows.floats().host_f32()?);
+    for CachedRows { kv, first_pos, n_rows } in parts {
+        let new = row * kv_width..(row + n_rows) * kv_width;
+        append(cx.device, kv, first_pos, &k[new.clone()], &v[new]);
+        let args = AttentionArgs {
+            kv,
+            n_heads: heads.n_heads,
+            scale: heads.scale(),
+            window: heads.window,
+            first_pos,
+        };
+        let at = row * width..(row + n_rows) * width;
+        over_cache(cx.device, cx.scratch, &args, &mut to[at.clone()], &q[at]);
+        row += n_rows;
     }
     assert_eq!(row, m, "parts cover the rows");
-    Var::fixed(out)
+    Ok(Var::fixed(out))
 }

@@ -5,7 +5,6 @@ use crate::autograd::{Adjoints, Backward, Cx, NodeId, Var};
 use crate::error::Result;
 use crate::kernels::loss::{SCORES, cross_entropy as score};
 use crate::kernels::matmul::{Factor, gemm, weight};
-use crate::kernels::{Floats, FloatsMut};
 use crate::tensor::{Matrix, Rows};
 
 /// Bytes of logits that exist at a time.
@@ -107,31 +106,33 @@ fn scores<'w>(
     let factors = factors.filter(|_| wants_dx || param.is_some());
     let precision = cx.precision();
     let chunk = chunk_rows(head.n).min(m.max(1));
-    let mut dx = wants_dx.then(|| cx.take_f32(m, dim));
-    let (mut logits, mut scores) = (cx.take_f32(chunk, head.n), cx.take_f32(chunk, SCORES));
+    let mut dx = wants_dx.then(|| cx.take_f32(m, dim)).transpose()?;
+    let (mut logits, mut scores) = (cx.take_f32(chunk, head.n)?, vec![0.0; chunk * SCORES]);
     for first in (0..m).step_by(chunk) {
         let rows = first..(first + chunk).min(m);
         let n = rows.len();
         let of_x = rows.start * dim..rows.end * dim;
         let x = || Factor::plain(x.rows.floats().slice(of_x.clone()), n, dim);
-        let logits = &mut logits.f32_mut()[..n * head.n];
-        let scores = &mut scores.f32_mut()[..n * SCORES];
+        let mut all = logits.floats_mut();
+        let scores = &mut scores[..n * SCORES];
         let w = weight(head, cx.params)?.t();
-        gemm(cx.cpu, cx.scratch, precision, FloatsMut::F32(logits), false, 1.0, x(), w);
+        let out = all.slice_mut(0..n * head.n);
+        gemm(cx.device, cx.scratch, precision, out, false, 1.0, x(), w)?;
         let factors = factors.map(|factors| &factors[rows.clone()]);
-        score(cx.cpu, logits, scores, &labels[rows.clone()], factors);
+        let own = all.slice_mut(0..n * head.n);
+        score(cx.device, own, scores, &labels[rows.clone()], factors)?;
         for (score, row) in scores.chunks_exact(SCORES).zip(rows) {
             each(row, score[0], score[1] == 1.0);
         }
-        let dlogits = || Factor::plain(Floats::F32(logits), n, head.n);
+        let dlogits = || Factor::plain(logits.floats().slice(0..n * head.n), n, head.n);
         if let Some(dx) = &mut dx {
-            let dx = FloatsMut::F32(&mut dx.f32_mut()[of_x.clone()]);
-            let w = weight(head, cx.params)?;
-            gemm(cx.cpu, cx.scratch, precision, dx, false, 1.0, dlogits(), w);
+            let mut dx = dx.floats_mut();
+            let (dx, w) = (dx.slice_mut(of_x.clone()), weight(head, cx.params)?);
+            gemm(cx.device, cx.scratch, precision, dx, false, 1.0, dlogits(), w)?;
         }
         if let (Some(id), true, Some(grads)) = (param, factors.is_some(), cx.grads.as_deref_mut()) {
-            let dw = FloatsMut::F32(grads.get_mut(id));
-            gemm(cx.cpu, cx.scratch, precision, dw, true, 1.0, dlogits().t(), x());
+            let dw = grads.get_mut(id);
+            gemm(cx.device, cx.scratch, precision, dw, true, 1.0, dlogits().t(), x())?;
         }
     }
     Ok(match (x.node, dx) {
@@ -153,7 +154,6 @@ impl<'w> Backward<'w> for Given {
         adjoints: &mut Adjoints,
         _: Rows,
     ) -> Result<()> {
-        adjoints.add(cx, Some(self.x), self.dx);
-        Ok(())
+        adjoints.add(cx, Some(self.x), self.dx)
     }
 }

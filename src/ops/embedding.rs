@@ -10,12 +10,12 @@ use crate::tensor::{DType, Matrix, ParamId, Rows};
 /// # Errors
 /// When an id is outside the table.
 pub fn embedding<'w>(cx: &mut Cx<'_, 'w>, table: &'w Matrix, ids: &[u32]) -> Result<Var<'w>> {
-    let mut out = cx.take_f32(ids.len(), table.k);
-    kernel::gather(cx.cpu, out.f32_mut(), table, cx.params, ids)?;
+    let mut out = cx.take_f32(ids.len(), table.k)?;
+    kernel::gather(cx.device, out.floats_mut(), table, cx.params, ids)?;
     if cx.dtype() == DType::Bf16 {
         let wide = out;
-        out = cx.take(ids.len(), table.k);
-        rows::convert(cx.cpu, out.floats_mut(), wide.floats(), table.k);
+        out = cx.take(ids.len(), table.k)?;
+        rows::convert(cx.device, out.floats_mut(), wide.floats(), table.k)?;
     }
     let node = match table.param() {
         Some(param) if cx.is_recording() => cx.push(Embedding { param, ids: ids.to_vec() }),
@@ -33,7 +33,7 @@ impl<'w> Backward<'w> for Embedding {
     fn backward(self: Box<Self>, cx: &mut Cx<'_, 'w>, _: &mut Adjoints, dout: Rows) -> Result<()> {
         if let Some(grads) = cx.grads.as_deref_mut() {
             let dtable = grads.get_mut(self.param);
-            kernel::gather_bwd_acc(cx.cpu, dtable, dout.width(), &self.ids, dout.floats());
+            kernel::gather_bwd_acc(cx.device, dtable, dout.width(), &self.ids, dout.floats())?;
         }
         Ok(())
     }

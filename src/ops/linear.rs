@@ -3,8 +3,8 @@
 use super::lora::Lora;
 use crate::autograd::{Adjoints, Backward, Cx, Dropout, Mode, NodeId, Saved, Var};
 use crate::error::Result;
-use crate::kernels::matmul::{factor, gemm, product, products, weight};
-use crate::kernels::{FloatsMut, rows};
+use crate::kernels::matmul::{Product, factor, gemm, products, weight};
+use crate::kernels::rows;
 use crate::tensor::{Matrix, Rows, Vector};
 
 /// A linear layer: `y = x wᵀ + bias`, plus what its adapters add.
@@ -54,7 +54,7 @@ pub fn last_linear<'w>(cx: &mut Cx<'_, 'w>, x: &Var<'w>, layer: &'w Linear) -> R
     if !cx.replaying {
         return linear(cx, x, layer);
     }
-    let out = cx.take(x.rows.rows(), layer.w.n);
+    let out = cx.take(x.rows.rows(), layer.w.n)?;
     let loras = layer.active(cx).iter();
     let us = loras.map(|lora| lora.inner(cx, &x.rows)).collect::<Result<_>>()?;
     let node = record(cx, x, layer, us);
@@ -71,7 +71,12 @@ pub fn linears<'w, const N: usize>(
     layers: [&'w Linear; N],
 ) -> Result<[Var<'w>; N]> {
     let m = x.rows.rows();
-    let mut outs = layers.map(|layer| cx.take(m, layer.w.n));
+    let mut fault = None;
+    let outs = layers.map(|layer| cx.take(m, layer.w.n).map_err(|error| fault = Some(error)).ok());
+    if let Some(error) = fault {
+        return Err(error);
+    }
+    let mut outs = outs.map(|out| out.expect("every fault was returned"));
     match cx.mode {
         Mode::Serve { exact } => {
             serve(cx, &x.rows, &layers, &mut outs, exact)?;
@@ -88,6 +93,11 @@ pub fn linears<'w, const N: usize>(
     }
 }
 
+/// A layer's product, to go into `out`.
+fn of<'a>(layer: &'a Linear, out: &'a mut Rows) -> Product<'a> {
+    Product { w: &layer.w, out: out.floats_mut() }
+}
+
 fn serve(
     cx: &mut Cx<'_, '_>,
     x: &Rows,
@@ -97,33 +107,27 @@ fn serve(
 ) -> Result<()> {
     let m = x.rows();
     for (layers, outs) in layers.chunks(3).zip(outs.chunks_mut(3)) {
-        let (cpu, params, scratch) = (cx.cpu, cx.params, &mut *cx.scratch);
+        let (device, params, scratch) = (cx.device, cx.params, &mut *cx.scratch);
+        let x = x.floats();
         match (layers, &mut outs[..]) {
             ([a], [x0]) => {
-                let list = &mut [product(&a.w, params, x0.f32_mut())?];
-                products(cpu, scratch, x.f32(), m, exact, list)?;
+                let list = [of(a, x0)];
+                products(device, scratch, params, x, m, exact, list)?;
             }
             ([a, b], [x0, x1]) => {
-                let list = &mut [
-                    product(&a.w, params, x0.f32_mut())?,
-                    product(&b.w, params, x1.f32_mut())?,
-                ];
-                products(cpu, scratch, x.f32(), m, exact, list)?;
+                let list = [of(a, x0), of(b, x1)];
+                products(device, scratch, params, x, m, exact, list)?;
             }
             ([a, b, c], [x0, x1, x2]) => {
-                let list = &mut [
-                    product(&a.w, params, x0.f32_mut())?,
-                    product(&b.w, params, x1.f32_mut())?,
-                    product(&c.w, params, x2.f32_mut())?,
-                ];
-                products(cpu, scratch, x.f32(), m, exact, list)?;
+                let list = [of(a, x0), of(b, x1), of(c, x2)];
+                products(device, scratch, params, x, m, exact, list)?;
             }
             _ => {}
         }
     }
     for (layer, out) in layers.iter().zip(outs) {
         if let Some(bias) = &layer.bias {
-            rows::add_bias_acc(cx.cpu, out.floats_mut(), bias.values(cx.params));
+            rows::add_bias_acc(cx.device, out.floats_mut(), bias.floats(cx.params))?;
         }
         for lora in layer.active(cx) {
             lora.serve(cx, out, x, exact)?;
@@ -140,9 +144,9 @@ fn train<'w>(
     out: &mut Rows,
 ) -> Result<Option<NodeId>> {
     let (precision, w) = (cx.precision(), weight(&layer.w, cx.params)?.t());
-    gemm(cx.cpu, cx.scratch, precision, out.floats_mut(), false, 1.0, factor(&x.rows), w);
+    gemm(cx.device, cx.scratch, precision, out.floats_mut(), false, 1.0, factor(&x.rows), w)?;
     if let Some(bias) = &layer.bias {
-        rows::add_bias_acc(cx.cpu, out.floats_mut(), bias.values(cx.params));
+        rows::add_bias_acc(cx.device, out.floats_mut(), bias.floats(cx.params))?;
     }
     let mut us = Vec::new();
     for lora in layer.active(cx) {
@@ -193,21 +197,21 @@ impl<'w> Backward<'w> for LinearNode<'w> {
         if let Some(id) = layer.bias.as_ref().and_then(Vector::param)
             && let Some(grads) = cx.grads.as_deref_mut()
         {
-            rows::bias_bwd_acc(cx.cpu, grads.get_mut(id), dout.floats());
+            rows::bias_bwd_acc(cx.device, grads.get_mut(id), dout.floats())?;
         }
-        let x = kept.map(|kept| kept.rows(cx));
+        let x = kept.map(|kept| kept.rows(cx)).transpose()?;
         if let (Some(id), Some(x)) = (layer.w.param(), &x)
             && let Some(grads) = cx.grads.as_deref_mut()
         {
             // dw += doutᵀ x
-            let dw = FloatsMut::F32(grads.get_mut(id));
-            gemm(cx.cpu, cx.scratch, precision, dw, true, 1.0, factor(&dout).t(), factor(x));
+            let dw = grads.get_mut(id);
+            gemm(cx.device, cx.scratch, precision, dw, true, 1.0, factor(&dout).t(), factor(x))?;
         }
         if let Some(node) = node {
             // dx += dout w
-            let (mut dx, acc) = adjoints.target(cx, node, m, layer.w.k);
+            let (mut dx, acc) = adjoints.target(cx, node, m, layer.w.k)?;
             let w = weight(&layer.w, cx.params)?;
-            gemm(cx.cpu, cx.scratch, precision, dx.floats_mut(), acc, 1.0, factor(&dout), w);
+            gemm(cx.device, cx.scratch, precision, dx.floats_mut(), acc, 1.0, factor(&dout), w)?;
             adjoints.put(node, dx);
         }
         // An adapter that is not trained still passes the derivative of its input on.

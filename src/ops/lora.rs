@@ -3,8 +3,7 @@
 
 use crate::autograd::{Adjoints, Cx, Dropout, NodeId};
 use crate::error::Result;
-use crate::kernels::FloatsMut;
-use crate::kernels::matmul::{factor, gemm, product, products, weight};
+use crate::kernels::matmul::{Product, factor, gemm, products, weight};
 use crate::kernels::rows::{self, Mask};
 use crate::tensor::{Matrix, Rows};
 
@@ -35,28 +34,27 @@ impl Lora {
         Some(Mask { p: self.dropout, key, first_row })
     }
 
-    fn dropped(&self, cx: &Cx<'_, '_>, x: &Rows) -> Rows {
-        let Some(mask) = self.mask(cx) else { return x.clone() };
+    fn dropped(&self, cx: &Cx<'_, '_>, x: &Rows) -> Result<Rows> {
+        let Some(mask) = self.mask(cx) else { return Ok(x.clone()) };
         let [m, width] = x.dims2();
-        let mut out = cx.pool.take(x.dtype(), m, width);
-        rows::dropout(cx.cpu, out.floats_mut(), x.floats(), width, mask);
-        out
+        let mut out = cx.pool.take(x.dtype(), m, width)?;
+        rows::dropout(cx.device, out.floats_mut(), x.floats(), width, mask)?;
+        Ok(out)
     }
 
     /// `u = dropout(x) aᵀ` [m, r] in a training pass.
     pub(super) fn inner(&self, cx: &mut Cx<'_, '_>, x: &Rows) -> Result<Rows> {
-        let x = self.dropped(cx, x);
-        let mut u = cx.take_f32(x.rows(), self.a.n);
+        let x = self.dropped(cx, x)?;
+        let mut u = cx.take_f32(x.rows(), self.a.n)?;
         let (precision, a) = (cx.precision(), weight(&self.a, cx.params)?.t());
-        gemm(cx.cpu, cx.scratch, precision, u.floats_mut(), false, 1.0, factor(&x), a);
+        gemm(cx.device, cx.scratch, precision, u.floats_mut(), false, 1.0, factor(&x), a)?;
         Ok(u)
     }
 
     /// Adds `scale u bᵀ` to `y` [m, out] in a training pass.
     pub(super) fn add(&self, cx: &mut Cx<'_, '_>, y: &mut Rows, u: &Rows) -> Result<()> {
         let (precision, b) = (cx.precision(), weight(&self.b, cx.params)?.t());
-        gemm(cx.cpu, cx.scratch, precision, y.floats_mut(), true, self.scale, factor(u), b);
-        Ok(())
+        gemm(cx.device, cx.scratch, precision, y.floats_mut(), true, self.scale, factor(u), b)
     }
 
     /// Adds to `y` [m, out] while serving.
@@ -68,14 +66,14 @@ impl Lora {
         exact: bool,
     ) -> Result<()> {
         let [m, n] = y.dims2();
-        let (mut u, mut sum) = (cx.take_f32(m, self.a.n), cx.take_f32(m, n));
-        let list = &mut [product(&self.a, cx.params, u.f32_mut())?];
-        products(cx.cpu, cx.scratch, x.f32(), m, exact, list)?;
-        rows::scale(cx.cpu, u.f32_mut(), self.scale);
-        let list = &mut [product(&self.b, cx.params, sum.f32_mut())?];
-        products(cx.cpu, cx.scratch, u.f32(), m, exact, list)?;
-        rows::add_acc(cx.cpu, y.floats_mut(), sum.floats(), n);
-        Ok(())
+        let (mut u, mut sum) = (cx.take_f32(m, self.a.n)?, cx.take_f32(m, n)?);
+        let (device, params) = (cx.device, cx.params);
+        let list = [Product { w: &self.a, out: u.floats_mut() }];
+        products(device, cx.scratch, params, x.floats(), m, exact, list)?;
+        rows::scale(device, u.floats_mut(), self.scale)?;
+        let list = [Product { w: &self.b, out: sum.floats_mut() }];
+        products(device, cx.scratch, params, u.floats(), m, exact, list)?;
+        rows::add_acc(device, y.floats_mut(), sum.floats(), n)
     }
 
     /// Gradients: of `a` and `b` into `cx.grads`, of the input to its node.
@@ -90,37 +88,39 @@ impl Lora {
     ) -> Result<()> {
         let (m, precision) = (dout.rows(), cx.precision());
         // du = scale * dout b
-        let mut du = cx.take_f32(m, self.a.n);
+        let mut du = cx.take_f32(m, self.a.n)?;
         let b = weight(&self.b, cx.params)?;
-        gemm(cx.cpu, cx.scratch, precision, du.floats_mut(), false, self.scale, factor(dout), b);
+        let out = du.floats_mut();
+        gemm(cx.device, cx.scratch, precision, out, false, self.scale, factor(dout), b)?;
         let ids = self.a.param().zip(self.b.param());
         if let (Some((a, b)), Some(x), Some(grads)) = (ids, x, cx.grads.as_deref_mut()) {
             // db += scale * doutᵀ u
-            let db = FloatsMut::F32(grads.get_mut(b));
-            gemm(cx.cpu, cx.scratch, precision, db, true, self.scale, factor(dout).t(), factor(u));
+            let (db, dout) = (grads.get_mut(b), factor(dout).t());
+            gemm(cx.device, cx.scratch, precision, db, true, self.scale, dout, factor(u))?;
             // da += duᵀ dropout(x)
-            let x = self.dropped(cx, x);
+            let x = self.dropped(cx, x)?;
             if let Some(grads) = cx.grads.as_deref_mut() {
-                let da = FloatsMut::F32(grads.get_mut(a));
-                gemm(cx.cpu, cx.scratch, precision, da, true, 1.0, factor(&du).t(), factor(&x));
+                let (da, du) = (grads.get_mut(a), factor(&du).t());
+                gemm(cx.device, cx.scratch, precision, da, true, 1.0, du, factor(&x))?;
             }
         }
         let Some(node) = node else { return Ok(()) };
         // dx += mask(du a)
         let k = self.a.k;
         let a = weight(&self.a, cx.params)?;
-        let (mut dx, acc) = adjoints.target(cx, node, m, k);
+        let (mut dx, acc) = adjoints.target(cx, node, m, k)?;
         match self.mask(cx) {
             None => {
-                gemm(cx.cpu, cx.scratch, precision, dx.floats_mut(), acc, 1.0, factor(&du), a);
+                gemm(cx.device, cx.scratch, precision, dx.floats_mut(), acc, 1.0, factor(&du), a)?;
             }
             Some(mask) => {
-                let mut part = cx.take_f32(m, k);
-                gemm(cx.cpu, cx.scratch, precision, part.floats_mut(), false, 1.0, factor(&du), a);
-                let mut masked = cx.take_f32(m, k);
-                rows::dropout(cx.cpu, masked.floats_mut(), part.floats(), k, mask);
+                let mut part = cx.take_f32(m, k)?;
+                let out = part.floats_mut();
+                gemm(cx.device, cx.scratch, precision, out, false, 1.0, factor(&du), a)?;
+                let mut masked = cx.take_f32(m, k)?;
+                rows::dropout(cx.device, masked.floats_mut(), part.floats(), k, mask)?;
                 match acc {
-                    true => rows::add_acc(cx.cpu, dx.floats_mut(), masked.floats(), k),
+                    true => rows::add_acc(cx.device, dx.floats_mut(), masked.floats(), k)?,
                     false => dx = masked,
                 }
             }

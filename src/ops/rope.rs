@@ -8,19 +8,22 @@ use std::sync::Arc;
 
 /// Rotates each head of `x` [m, heads * head_dim] by its row's angles; in the memory of `x` where
 /// nobody else holds it.
+///
+/// # Errors
+/// Of the device.
 pub fn rope<'w>(
     cx: &mut Cx<'_, 'w>,
     x: Var<'w>,
     head_dim: usize,
     angles: &Arc<Rotations>,
     pairing: Pairing,
-) -> Var<'w> {
+) -> Result<Var<'w>> {
     let node = match x.node {
         Some(x) => cx.push(Rope { x, head_dim, angles: Arc::clone(angles), pairing }),
         None => None,
     };
-    let rows = rotated(cx, x.rows, head_dim, angles, pairing, false);
-    Var::new(rows, node)
+    let rows = rotated(cx, x.rows, head_dim, angles, pairing, false)?;
+    Ok(Var::new(rows, node))
 }
 
 fn rotated(
@@ -30,15 +33,15 @@ fn rotated(
     angles: &Rotations,
     pairing: Pairing,
     inverse: bool,
-) -> Rows {
+) -> Result<Rows> {
     let [m, width] = x.dims2();
     if !x.is_unique() {
-        let mut copy = cx.pool.take(x.dtype(), m, width);
-        rows::convert(cx.cpu, copy.floats_mut(), x.floats(), width);
+        let mut copy = cx.pool.take(x.dtype(), m, width)?;
+        rows::convert(cx.device, copy.floats_mut(), x.floats(), width)?;
         x = copy;
     }
-    rows::rope(cx.cpu, x.floats_mut(), width, head_dim, angles, pairing, inverse);
-    x
+    rows::rope(cx.device, x.floats_mut(), width, head_dim, angles, pairing, inverse)?;
+    Ok(x)
 }
 
 struct Rope {
@@ -56,8 +59,7 @@ impl<'w> Backward<'w> for Rope {
         dout: Rows,
     ) -> Result<()> {
         // A rotation's derivative is the rotation back.
-        let dx = rotated(cx, dout, self.head_dim, &self.angles, self.pairing, true);
-        adjoints.add(cx, Some(self.x), dx);
-        Ok(())
+        let dx = rotated(cx, dout, self.head_dim, &self.angles, self.pairing, true)?;
+        adjoints.add(cx, Some(self.x), dx)
     }
 }

@@ -3,8 +3,7 @@
 use super::cross_entropy::Given;
 use crate::autograd::{Cx, NodeId, Var};
 use crate::error::Result;
-use crate::kernels::matmul::{Factor, gemm, weight};
-use crate::kernels::{Floats, FloatsMut};
+use crate::kernels::matmul::{Factor, factor, gemm, weight};
 use crate::tensor::Matrix;
 
 /// `x headᵀ` of `x` [m, dim] and `head` [1, dim], one number a row; nothing is recorded.
@@ -14,10 +13,10 @@ use crate::tensor::Matrix;
 pub fn score<'w>(cx: &mut Cx<'_, 'w>, x: &Var<'w>, head: &'w Matrix) -> Result<Vec<f32>> {
     let [m, dim] = x.rows.dims2();
     let precision = cx.precision();
-    let mut out = vec![0.0; m];
+    let mut out = cx.take_f32(m, 1)?;
     let (rows, w) = (Factor::plain(x.rows.floats(), m, dim), weight(head, cx.params)?.t());
-    gemm(cx.cpu, cx.scratch, precision, FloatsMut::F32(&mut out), false, 1.0, rows, w);
-    Ok(out)
+    gemm(cx.device, cx.scratch, precision, out.floats_mut(), false, 1.0, rows, w)?;
+    Ok(out.read(&mut vec![])?.to_vec())
 }
 
 /// The node through which the derivatives `d` of a loss with respect to [`score`] flow into `x` and
@@ -34,16 +33,17 @@ pub fn score_backward<'w>(
     let [m, dim] = x.rows.dims2();
     assert_eq!(m, d.len(), "a derivative a row");
     let precision = cx.precision();
-    let dout = || Factor::plain(Floats::F32(d), m, 1);
+    let mut dout = cx.take_f32(m, 1)?;
+    dout.write(d)?;
     if let (Some(id), Some(grads)) = (head.param(), cx.grads.as_deref_mut()) {
         // dw += dᵀ x
-        let dw = FloatsMut::F32(grads.get_mut(id));
+        let dw = grads.get_mut(id);
         let rows = Factor::plain(x.rows.floats(), m, dim);
-        gemm(cx.cpu, cx.scratch, precision, dw, true, 1.0, dout().t(), rows);
+        gemm(cx.device, cx.scratch, precision, dw, true, 1.0, factor(&dout).t(), rows)?;
     }
     let Some(node) = x.node.filter(|_| cx.is_recording()) else { return Ok(None) };
-    let mut dx = cx.take_f32(m, dim);
+    let mut dx = cx.take_f32(m, dim)?;
     let w = weight(head, cx.params)?;
-    gemm(cx.cpu, cx.scratch, precision, dx.floats_mut(), false, 1.0, dout(), w);
+    gemm(cx.device, cx.scratch, precision, dx.floats_mut(), false, 1.0, factor(&dout), w)?;
     Ok(cx.push(Given { x: node, dx }))
 }

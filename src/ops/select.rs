@@ -2,35 +2,25 @@
 
 use crate::autograd::{Adjoints, Backward, Cx, NodeId, Var};
 use crate::error::Result;
-use crate::kernels::{Floats, FloatsMut};
+use crate::kernels::rows;
 use crate::tensor::Rows;
 
 /// `x[keep]`, [keep.len(), width]; `keep` is ascending.
 ///
+/// # Errors
+/// Of the device.
+///
 /// # Panics
 /// When an index is outside.
-pub fn select<'w>(cx: &mut Cx<'_, 'w>, x: Var<'w>, keep: &[usize]) -> Var<'w> {
+pub fn select<'w>(cx: &mut Cx<'_, 'w>, x: Var<'w>, keep: &[usize]) -> Result<Var<'w>> {
     let [m, width] = x.rows.dims2();
     if keep.len() == m {
-        return x;
+        return Ok(x);
     }
-    let mut out = cx.pool.take(x.rows.dtype(), keep.len(), width);
-    let at = |row: usize| row * width..(row + 1) * width;
-    match (out.floats_mut(), x.rows.floats()) {
-        (FloatsMut::F32(out), Floats::F32(x)) => {
-            for (to, &from) in keep.iter().enumerate() {
-                out[at(to)].copy_from_slice(&x[at(from)]);
-            }
-        }
-        (FloatsMut::Bf16(out), Floats::Bf16(x)) => {
-            for (to, &from) in keep.iter().enumerate() {
-                out[at(to)].copy_from_slice(&x[at(from)]);
-            }
-        }
-        _ => unreachable!("the result has the type of x"),
-    }
+    let mut out = cx.pool.take(x.rows.dtype(), keep.len(), width)?;
+    rows::select(cx.device, out.floats_mut(), x.rows.floats(), keep, width)?;
     let node = x.node.and_then(|x| cx.push(Select { x, m, keep: keep.to_vec() }));
-    Var::new(out, node)
+    Ok(Var::new(out, node))
 }
 
 struct Select {
@@ -47,13 +37,8 @@ impl<'w> Backward<'w> for Select {
         dout: Rows,
     ) -> Result<()> {
         let width = dout.width();
-        let mut dx = cx.take_f32(self.m, width);
-        let (to, from) = (dx.f32_mut(), dout.f32());
-        to.fill(0.0);
-        for (row, &at) in self.keep.iter().enumerate() {
-            to[at * width..(at + 1) * width].copy_from_slice(&from[row * width..(row + 1) * width]);
-        }
-        adjoints.add(cx, Some(self.x), dx);
-        Ok(())
+        let mut dx = cx.take_f32(self.m, width)?;
+        rows::select_bwd(cx.device, dx.floats_mut(), dout.floats(), &self.keep, width)?;
+        adjoints.add(cx, Some(self.x), dx)
     }
 }

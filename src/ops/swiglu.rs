@@ -6,17 +6,20 @@ use crate::kernels::rows;
 use crate::tensor::Rows;
 
 /// `silu(gate) * up`, all [m, hidden].
-pub fn swiglu<'w>(cx: &mut Cx<'_, 'w>, gate: Var<'w>, up: Var<'w>) -> Var<'w> {
+///
+/// # Errors
+/// Of the device.
+pub fn swiglu<'w>(cx: &mut Cx<'_, 'w>, gate: Var<'w>, up: Var<'w>) -> Result<Var<'w>> {
     let [m, hidden] = gate.rows.dims2();
-    let mut out = cx.take(m, hidden);
-    rows::swiglu(cx.cpu, out.floats_mut(), gate.rows.floats(), up.rows.floats(), hidden);
+    let mut out = cx.take(m, hidden)?;
+    rows::swiglu(cx.device, out.floats_mut(), gate.rows.floats(), up.rows.floats(), hidden)?;
     if !cx.is_recording() {
-        return Var::fixed(out);
+        return Ok(Var::fixed(out));
     }
     let again = Saved::SwiGlu { gate: gate.rows.clone(), up: up.rows.clone() };
     let tracked = gate.node.is_some() || up.node.is_some();
     let node = if tracked { cx.push(SwiGlu { gate, up }) } else { None };
-    Var::with_recipe(out, node, again)
+    Ok(Var::with_recipe(out, node, again))
 }
 
 struct SwiGlu<'w> {
@@ -33,13 +36,13 @@ impl<'w> Backward<'w> for SwiGlu<'w> {
     ) -> Result<()> {
         let SwiGlu { gate, up } = *self;
         let [m, hidden] = gate.rows.dims2();
-        let (mut dgate, mut dup) = (cx.take_f32(m, hidden), cx.take_f32(m, hidden));
+        let (mut dgate, mut dup) = (cx.take_f32(m, hidden)?, cx.take_f32(m, hidden)?);
         let outs = [dgate.floats_mut(), dup.floats_mut()];
         let (g, u) = (gate.rows.floats(), up.rows.floats());
-        rows::swiglu_bwd(cx.cpu, outs, dout.floats(), g, u, hidden);
+        rows::swiglu_bwd(cx.device, outs, dout.floats(), g, u, hidden)?;
         let nodes: [Option<NodeId>; 2] = [gate.node, up.node];
         for (node, d) in nodes.into_iter().zip([dgate, dup]) {
-            adjoints.add(cx, node, d);
+            adjoints.add(cx, node, d)?;
         }
         Ok(())
     }

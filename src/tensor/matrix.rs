@@ -2,6 +2,8 @@
 //! file they lie in, or a parameter that training changes.
 
 use crate::tensor::params::{ParamId, Params};
+use crate::tensor::values::Values;
+use crate::tensor::view::Floats;
 use puna_cpu::convert;
 use puna_cpu::matmul::{Dense, DenseMatrix};
 use puna_cpu::qmatmul::PackedMatrix;
@@ -39,21 +41,25 @@ pub enum MatrixData {
 }
 
 /// A weight of one dimension: a norm or a bias.
-#[derive(Clone)]
 pub enum Vector {
     /// Values of the checkpoint.
-    Fixed(Vec<f32>),
+    Fixed(Values),
     /// Values that an optimiser owns.
     Param(ParamId),
 }
 
 impl Vector {
     /// The values; `params` are those of the same model.
-    pub fn values<'a>(&'a self, params: &'a Params) -> &'a [f32] {
+    pub fn values<'a>(&'a self, params: &'a Params) -> &'a Values {
         match self {
             Vector::Fixed(values) => values,
             Vector::Param(id) => &params.get(*id).value,
         }
+    }
+
+    /// The values, for a kernel.
+    pub fn floats<'a>(&'a self, params: &'a Params) -> Floats<'a> {
+        self.values(params).floats()
     }
 
     /// The parameter that it is, if it is trained.
@@ -105,12 +111,14 @@ impl Matrix {
         }
     }
 
-    /// The view that dense kernels take; `None` for quantised data. `params` are those of the same
-    /// model.
+    /// The view that dense kernels of the CPU take; `None` for quantised data and for a parameter
+    /// that lives elsewhere. `params` are those of the same model.
     pub fn dense<'a>(&'a self, params: &'a Params) -> Option<DenseMatrix<'a>> {
         let (bytes, dtype) = match &self.data {
             MatrixData::Dense(bytes, dtype) => (bytes.as_slice(), *dtype),
-            MatrixData::Param(id) => (convert::f32_bytes(&params.get(*id).value), Dense::F32),
+            MatrixData::Param(id) => {
+                (convert::f32_bytes(params.get(*id).value.host()?), Dense::F32)
+            }
             MatrixData::Packed(_) | MatrixData::Blocks(..) => return None,
         };
         Some(DenseMatrix { bytes, dtype, n: self.n, k: self.k })

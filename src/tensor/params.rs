@@ -1,7 +1,8 @@
 //! What training changes: parameters, and the gradients of a step.
 
-use half::bf16;
-use puna_cpu::buffer::Buffer;
+use super::values::{Halves, Values};
+use super::view::FloatsMut;
+use crate::error::Result;
 
 /// Index of a parameter in [`Params`] and [`Grads`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,9 +24,10 @@ pub struct Param {
     /// Whether weight decay applies: matrices yes, norms and biases no.
     pub decay: bool,
     /// The values that the optimiser updates.
-    pub value: Buffer<f32>,
-    /// What products use when training computes in bf16: `value` rounded. `None` in f32.
-    pub low: Option<Buffer<bf16>>,
+    pub value: Values,
+    /// What products use when training computes in bf16: `value` rounded, and at home where that
+    /// is. `None` in f32.
+    pub low: Option<Halves>,
 }
 
 /// All parameters of a run, in a fixed order.
@@ -54,27 +56,33 @@ impl Params {
     }
 }
 
-/// Gradients, one f32 buffer a parameter, in the parameters' order. Backward passes add to them.
-pub struct Grads(pub Vec<Buffer<f32>>);
+/// Gradients, f32 numbers for each parameter, in the parameters' order. Backward passes add to
+/// them.
+pub struct Grads(pub Vec<Values>);
 
 impl Grads {
-    /// Zeros for every parameter.
-    pub fn zeros(params: &Params) -> Grads {
-        Grads(params.0.iter().map(|p| Buffer::zeroed(p.value.len())).collect())
+    /// Zeros for every parameter, each at home where its parameter is.
+    ///
+    /// # Errors
+    /// When a GPU has no room for them.
+    pub fn zeros(params: &Params) -> Result<Grads> {
+        let zeros = params.0.iter().map(|p| Values::zeros(&p.value.home(), p.value.len()));
+        Ok(Grads(zeros.collect::<Result<_>>()?))
     }
 
     /// The gradient of a parameter.
     ///
     /// # Panics
     /// When the id comes from other parameters.
-    pub fn get_mut(&mut self, id: ParamId) -> &mut [f32] {
-        &mut self.0[id.index()]
+    pub fn get_mut(&mut self, id: ParamId) -> FloatsMut<'_> {
+        self.0[id.index()].floats_mut()
     }
 
     /// Sets all to zero, for the next step.
-    pub fn clear(&mut self) {
-        for grad in &mut self.0 {
-            grad.fill(0.0);
-        }
+    ///
+    /// # Errors
+    /// When a GPU failed.
+    pub fn clear(&mut self) -> Result<()> {
+        self.0.iter_mut().try_for_each(Values::clear)
     }
 }

@@ -1,10 +1,16 @@
 //! Activations: blocks of rows that are counted and go back to their pool when the last holder
 //! lets go, so a steady forward pass asks the system for nothing.
 
+use super::values::Home;
+use super::view::{Floats, FloatsMut};
+use crate::error::Result;
 use half::bf16;
 use puna_cpu::buffer::Buffer;
-use puna_cpu::floats::{Floats, FloatsMut};
+use puna_cpu::floats as host;
 use std::sync::{Arc, Mutex, Weak};
+
+#[cfg(feature = "cuda")]
+use crate::cuda::{self, DeviceBuffer, Gpu};
 
 /// Element type of activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,6 +34,10 @@ impl DType {
 enum Data {
     F32(Buffer<f32>),
     Bf16(Buffer<bf16>),
+    #[cfg(feature = "cuda")]
+    CudaF32(DeviceBuffer<f32>, Arc<Gpu>),
+    #[cfg(feature = "cuda")]
+    CudaBf16(DeviceBuffer<bf16>, Arc<Gpu>),
 }
 
 struct Slot {
@@ -43,6 +53,10 @@ impl Slot {
         match self.data {
             Data::F32(_) => DType::F32,
             Data::Bf16(_) => DType::Bf16,
+            #[cfg(feature = "cuda")]
+            Data::CudaF32(..) => DType::F32,
+            #[cfg(feature = "cuda")]
+            Data::CudaBf16(..) => DType::Bf16,
         }
     }
 }
@@ -59,7 +73,10 @@ struct Free {
 
 /// Memory for activations. Cloning shares it.
 #[derive(Clone, Default)]
-pub struct Pool(Arc<Mutex<Free>>);
+pub struct Pool {
+    free: Arc<Mutex<Free>>,
+    home: Home,
+}
 
 /// Elements to reserve for `len`: eight sizes a power of two, so that batches of similar length
 /// share buffers. What is not touched takes no memory.
@@ -70,9 +87,33 @@ pub fn size_class(len: usize) -> usize {
 }
 
 impl Pool {
+    /// One whose blocks lie there. A GPU keeps what is given back by itself.
+    pub fn at(home: Home) -> Pool {
+        Pool { home, ..Pool::default() }
+    }
+
     /// A block of `rows` rows of `width` elements with arbitrary contents, to be overwritten.
-    pub fn take(&self, dtype: DType, rows: usize, width: usize) -> Rows {
-        let mut free = self.0.lock().unwrap_or_else(|poison| poison.into_inner());
+    ///
+    /// # Errors
+    /// When a GPU has no room for it.
+    pub fn take(&self, dtype: DType, rows: usize, width: usize) -> Result<Rows> {
+        match &self.home {
+            Home::Host => Ok(self.take_host(dtype, rows, width)),
+            #[cfg(feature = "cuda")]
+            Home::Cuda(gpu) => {
+                let len = rows * width;
+                let data = match dtype {
+                    DType::F32 => Data::CudaF32(gpu.alloc(len)?, Arc::clone(gpu)),
+                    DType::Bf16 => Data::CudaBf16(gpu.alloc(len)?, Arc::clone(gpu)),
+                };
+                let slot = Slot { data, class: len, rows, width, pool: Weak::new() };
+                Ok(Rows(Some(Arc::new(slot))))
+            }
+        }
+    }
+
+    fn take_host(&self, dtype: DType, rows: usize, width: usize) -> Rows {
+        let mut free = self.free.lock().unwrap_or_else(|poison| poison.into_inner());
         let class = size_class(rows.max(free.least_rows) * width);
         let fits = |slot: &Arc<Slot>| slot.class == class && slot.dtype() == dtype;
         // The last one given back is the likeliest to lie in the caches.
@@ -92,14 +133,14 @@ impl Pool {
             DType::F32 => Data::F32(Buffer::zeroed(class)),
             DType::Bf16 => Data::Bf16(Buffer::zeroed(class)),
         };
-        Rows(Some(Arc::new(Slot { data, class, rows, width, pool: Arc::downgrade(&self.0) })))
+        Rows(Some(Arc::new(Slot { data, class, rows, width, pool: Arc::downgrade(&self.free) })))
     }
 
     /// Says that passes have up to so many rows: blocks get room for them, so that shorter passes
     /// use the blocks of the longest instead of adding their own. Room that is not written takes
     /// no memory. Where there were longer passes, nothing changes; otherwise idle blocks are freed.
     pub fn expect_rows(&self, rows: usize) {
-        let mut free = self.0.lock().unwrap_or_else(|poison| poison.into_inner());
+        let mut free = self.free.lock().unwrap_or_else(|poison| poison.into_inner());
         if rows > free.least_rows {
             free.least_rows = rows;
             drop(free);
@@ -109,12 +150,12 @@ impl Pool {
 
     /// Bytes reserved so far, in use or not, written or not.
     pub fn bytes(&self) -> usize {
-        self.0.lock().unwrap_or_else(|poison| poison.into_inner()).bytes
+        self.free.lock().unwrap_or_else(|poison| poison.into_inner()).bytes
     }
 
     /// Frees what nobody holds.
     pub fn shrink(&self) {
-        let mut free = self.0.lock().unwrap_or_else(|poison| poison.into_inner());
+        let mut free = self.free.lock().unwrap_or_else(|poison| poison.into_inner());
         let idle: usize = free.slots.iter().map(|s| s.class * s.dtype().bytes()).sum();
         free.bytes -= idle;
         free.blocks -= free.slots.len();
@@ -184,8 +225,12 @@ impl Rows {
         let slot = self.slot();
         let len = slot.rows * slot.width;
         match &slot.data {
-            Data::F32(x) => Floats::F32(&x[..len]),
-            Data::Bf16(x) => Floats::Bf16(&x[..len]),
+            Data::F32(x) => Floats::Host(host::Floats::F32(&x[..len])),
+            Data::Bf16(x) => Floats::Host(host::Floats::Bf16(&x[..len])),
+            #[cfg(feature = "cuda")]
+            Data::CudaF32(x, _) => Floats::Cuda(cuda::Floats::F32(x.slice())),
+            #[cfg(feature = "cuda")]
+            Data::CudaBf16(x, _) => Floats::Cuda(cuda::Floats::Bf16(x.slice())),
         }
     }
 
@@ -197,31 +242,71 @@ impl Rows {
         let slot = self.0.as_mut().and_then(Arc::get_mut).expect("rows to write are held once");
         let len = slot.rows * slot.width;
         match &mut slot.data {
-            Data::F32(x) => FloatsMut::F32(&mut x[..len]),
-            Data::Bf16(x) => FloatsMut::Bf16(&mut x[..len]),
+            Data::F32(x) => FloatsMut::Host(host::FloatsMut::F32(&mut x[..len])),
+            Data::Bf16(x) => FloatsMut::Host(host::FloatsMut::Bf16(&mut x[..len])),
+            #[cfg(feature = "cuda")]
+            Data::CudaF32(x, _) => FloatsMut::Cuda(cuda::FloatsMut::F32(x.slice_mut())),
+            #[cfg(feature = "cuda")]
+            Data::CudaBf16(x, _) => FloatsMut::Cuda(cuda::FloatsMut::Bf16(x.slice_mut())),
         }
     }
 
-    /// The elements of an f32 block.
+    /// The elements of an f32 block in the machine's memory.
+    ///
+    /// # Panics
+    /// When the block is another one.
+    pub fn f32(&self) -> &[f32] {
+        match self.floats() {
+            Floats::Host(host::Floats::F32(x)) => x,
+            _ => panic!("rows of bf16 or of another device, wanted f32 of the host"),
+        }
+    }
+
+    /// The elements of an f32 block in the machine's memory, to write.
+    ///
+    /// # Panics
+    /// When the block is another one, or somebody else holds it.
+    pub fn f32_mut(&mut self) -> &mut [f32] {
+        match self.floats_mut() {
+            FloatsMut::Host(host::FloatsMut::F32(x)) => x,
+            _ => panic!("rows of bf16 or of another device, wanted f32 of the host"),
+        }
+    }
+
+    /// Overwrites an f32 block with numbers of the host.
+    ///
+    /// # Errors
+    /// When a GPU failed.
+    ///
+    /// # Panics
+    /// When the block is not f32, has another length, or somebody else holds it.
+    pub fn write(&mut self, from: &[f32]) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(Slot { data: Data::CudaF32(x, gpu), .. }) =
+            self.0.as_mut().and_then(Arc::get_mut)
+        {
+            return gpu.write(&mut x.slice_mut(), from);
+        }
+        self.f32_mut().copy_from_slice(from);
+        Ok(())
+    }
+
+    /// The elements of an f32 block as the host reads them: those of a GPU are copied into `copy`.
+    ///
+    /// # Errors
+    /// When a GPU failed.
     ///
     /// # Panics
     /// When the block is not f32.
-    pub fn f32(&self) -> &[f32] {
-        match self.floats() {
-            Floats::F32(x) => x,
-            Floats::Bf16(_) => panic!("rows of bf16, wanted f32"),
+    pub fn read<'a>(&'a self, copy: &'a mut Vec<f32>) -> Result<&'a [f32]> {
+        #[cfg(feature = "cuda")]
+        if let Data::CudaF32(x, gpu) = &self.slot().data {
+            copy.resize(x.len(), 0.0);
+            gpu.download(&x.slice(), copy)?;
+            return Ok(copy);
         }
-    }
-
-    /// The elements of an f32 block, to write.
-    ///
-    /// # Panics
-    /// When the block is not f32 or somebody else holds it.
-    pub fn f32_mut(&mut self) -> &mut [f32] {
-        match self.floats_mut() {
-            FloatsMut::F32(x) => x,
-            FloatsMut::Bf16(_) => panic!("rows of bf16, wanted f32"),
-        }
+        let _ = copy;
+        Ok(self.f32())
     }
 }
 
@@ -239,18 +324,18 @@ mod tests {
     #[test]
     fn memory_comes_back_when_the_last_holder_lets_go() {
         let pool = Pool::default();
-        let mut a = pool.take(DType::F32, 3, 100);
+        let mut a = pool.take(DType::F32, 3, 100).unwrap();
         a.f32_mut().fill(1.0);
         let b = a.clone();
         assert!(!a.is_unique());
         let reserved = pool.bytes();
         drop(a);
-        let c = pool.take(DType::F32, 3, 100);
+        let c = pool.take(DType::F32, 3, 100).unwrap();
         assert!(pool.bytes() > reserved, "b is still held, so c is new memory");
         assert!(b.f32().iter().all(|&x| x == 1.0));
         drop((b, c));
         let full = pool.bytes();
-        let (d, e) = (pool.take(DType::F32, 3, 99), pool.take(DType::F32, 4, 74));
+        let (d, e) = (pool.take(DType::F32, 3, 99).unwrap(), pool.take(DType::F32, 4, 74).unwrap());
         assert_eq!(pool.bytes(), full, "both fit into what came back");
         assert_eq!((d.dims2(), e.dims2()), ([3, 99], [4, 74]));
         drop((d, e));
@@ -264,7 +349,7 @@ mod tests {
         let pass = |rows: usize| {
             pool.expect_rows(rows);
             let blocks = [(rows, 100), (rows - rows / 3, 100), (1, 100), (rows, 7)];
-            let held = blocks.map(|(rows, width)| pool.take(DType::F32, rows, width));
+            let held = blocks.map(|(rows, width)| pool.take(DType::F32, rows, width).unwrap());
             assert_eq!(held.map(|rows| rows.dims2()), blocks.map(|(m, width)| [m, width]));
         };
         pass(300);

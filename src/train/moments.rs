@@ -9,13 +9,12 @@ use std::path::Path;
 /// Writes the state.
 ///
 /// # Errors
-/// What the system and the format refuse.
+/// What the system and the format refuse; a GPU that failed.
 pub fn write(path: &Path, optimizer: &dyn Optimizer) -> Result<()> {
-    let view = |(name, index, values): (String, usize, _)| -> View<'_> {
-        let values: &[f32] = values;
-        View { name: format!("{name}.{index}"), shape: vec![values.len()], values }
-    };
-    let views: Vec<View<'_>> = optimizer.state().into_iter().map(view).collect();
+    let mut views = vec![];
+    for (name, index, values) in optimizer.state() {
+        views.push(View { name: format!("{name}.{index}"), shape: vec![values.len()], values });
+    }
     tensors::write(path, &views)
 }
 

@@ -35,7 +35,7 @@ impl Speed {
 /// not counted unless it is the only one.
 ///
 /// # Errors
-/// Rows that the model cannot take.
+/// Rows that the model cannot take; a device that failed.
 pub fn speed<M: Trainee>(
     model: &mut M,
     rows: &dyn Rows,
@@ -44,7 +44,7 @@ pub fn speed<M: Trainee>(
 ) -> Result<Speed> {
     let budget = budget(settings.slice_tokens, rows.longest());
     let epochs = Epochs::new(plan.n_rows, settings.seed, settings.shuffle);
-    let mut grads = Grads::zeros(model.params());
+    let mut grads = Grads::zeros(model.params())?;
     let start = Instant::now();
     let mut timed: Vec<(usize, f64)> = vec![];
     'steps: for step in 0..plan.total_steps.min(plan.steps_per_epoch) {
@@ -56,6 +56,7 @@ pub fn speed<M: Trainee>(
             for packed in pack(&micro_rows?, budget) {
                 let begun = Instant::now();
                 model.run(&packed.slice(), Some((&mut grads, 1.0)), Dropout::default())?;
+                model.device().sync()?;
                 timed.push((packed.ids.len(), begun.elapsed().as_secs_f64()));
                 if start.elapsed() > ENOUGH {
                     break 'steps;
@@ -66,10 +67,11 @@ pub fn speed<M: Trainee>(
     let counted = if timed.len() > 1 { &timed[1..] } else { &timed[..] };
     let n_tokens: usize = counted.iter().map(|(n, _)| n).sum();
     let seconds: f64 = counted.iter().map(|(_, s)| s).sum();
-    let update_s = model.with_params(|cpu, params| -> Result<f64> {
+    let update_s = model.with_params(|device, params| -> Result<f64> {
         let mut optimizer = optimizer::make(&settings.optim, &settings.optim_args, params)?;
         let begun = Instant::now();
-        optimizer.step(cpu, params, &grads, 0.0, 1.0);
+        optimizer.step(device, params, &grads, 0.0, 1.0)?;
+        device.sync()?;
         Ok(begun.elapsed().as_secs_f64())
     })?;
     Ok(Speed { tok_per_s: n_tokens as f64 / seconds.max(1e-9), update_s })

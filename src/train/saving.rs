@@ -62,14 +62,17 @@ pub fn read_parts<M: Trainee>(
 }
 
 /// The first trained value that is not finite, with its parameter's name.
-pub fn broken_param<M: Trainee>(model: &M) -> Option<(String, f64)> {
-    let params = model.params().0.iter();
-    params
-        .filter_map(|param| {
-            let value = param.value.iter().find(|value| !value.is_finite())?;
-            Some((format!("a value of {} after the update", param.name), f64::from(*value)))
-        })
-        .next()
+///
+/// # Errors
+/// When a GPU failed.
+pub fn broken_param<M: Trainee>(model: &M) -> Result<Option<(String, f64)>> {
+    for param in &model.params().0 {
+        if let Some(value) = param.value.read()?.iter().find(|value| !value.is_finite()) {
+            let what = format!("a value of {} after the update", param.name);
+            return Ok(Some((what, f64::from(*value))));
+        }
+    }
+    Ok(None)
 }
 
 impl<M: Trainee> Trainer<'_, '_, M> {
@@ -139,7 +142,7 @@ impl<M: Trainee> Trainer<'_, '_, M> {
 
     /// An update may overflow where the gradient did not.
     fn insist_on_params(&mut self) -> Result<()> {
-        match broken_param(&*self.job.model) {
+        match broken_param(&*self.job.model)? {
             Some((what, value)) => {
                 let step = self.state.step;
                 Err(self.not_finite(step, &what, value, "all rows so far".to_owned()))

@@ -23,7 +23,7 @@ pub struct State {
     pub version: u32,
     /// The Puna that wrote it.
     pub puna: String,
-    /// The instruction set whose kernels computed: another one rounds otherwise.
+    /// What computed, an instruction set or a GPU: another one rounds otherwise.
     pub isa: String,
     /// Steps done.
     pub step: usize,

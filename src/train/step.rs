@@ -40,38 +40,38 @@ impl Stepper {
     /// For a model's parameters.
     ///
     /// # Errors
-    /// An optimiser that is not known, constants out of range.
+    /// An optimiser that is not known, constants out of range, a GPU without room.
     pub fn new<M: Trainee>(model: &mut M, settings: &Settings) -> Result<Stepper> {
         let optimizer = model.with_params(|_, params| {
             optimizer::make(&settings.optim, &settings.optim_args, params)
         })?;
-        Ok(Stepper { optimizer, grads: Grads::zeros(model.params()) })
+        Ok(Stepper { optimizer, grads: Grads::zeros(model.params())? })
     }
 
     /// Takes a step over the rows of some micro-batches.
     ///
     /// # Errors
-    /// No scored token; rows that the model cannot take.
+    /// No scored token; rows that the model cannot take; a device that failed.
     pub fn step<M: Trainee>(
         &mut self,
         model: &mut M,
         micros: &[Vec<Row>],
         how: &Step,
     ) -> Result<Stepped> {
-        self.grads.clear();
+        self.grads.clear()?;
         let total = accumulate(model, micros, &mut self.grads, how.budget, how.seed, how.step)?;
         if !total.sum.is_finite() {
             return Ok(Err(("the loss", total.sum)));
         }
-        let norm = global_norm(model.cpu(), &self.grads);
+        let norm = global_norm(model.device(), &self.grads)?;
         if !norm.is_finite() {
             return Ok(Err(("the gradient's norm", norm)));
         }
         let factor = clip_factor(norm, how.max_grad_norm);
         let Stepper { optimizer, grads } = self;
-        model.with_params(|cpu, params| {
-            optimizer.step(cpu, params, grads, how.lr as f32, factor);
-        });
+        model.with_params(|device, params| {
+            optimizer.step(device, params, grads, how.lr as f32, factor)
+        })?;
         Ok(Ok((total, norm)))
     }
 }

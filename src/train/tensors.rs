@@ -5,7 +5,7 @@ use crate::format::FileDType;
 use crate::format::mmap::Access;
 use crate::format::safetensors;
 use crate::format::safetensors_write::{SafetensorsWriter, TensorSpec};
-use crate::tensor::Params;
+use crate::tensor::{Param, Params, Values};
 use half::bf16;
 use std::path::Path;
 
@@ -18,14 +18,14 @@ pub struct View<'a> {
     pub name: String,
     /// Axes, outermost first.
     pub shape: Vec<usize>,
-    /// Its numbers.
-    pub values: &'a [f32],
+    /// Its numbers, read when it is its turn.
+    pub values: &'a Values,
 }
 
-/// Writes the tensors.
+/// Writes the tensors, of which at most one is copied to the host at a time.
 ///
 /// # Errors
-/// What the system and the format refuse.
+/// What the system and the format refuse; a GPU that failed.
 pub fn write(path: &Path, tensors: &[View<'_>]) -> Result<()> {
     let spec = |t: &View<'_>| TensorSpec {
         name: t.name.clone(),
@@ -35,10 +35,12 @@ pub fn write(path: &Path, tensors: &[View<'_>]) -> Result<()> {
     let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
     let mut writer = SafetensorsWriter::start(path, &specs)?;
     let mut bytes = Vec::with_capacity(4 * PIECE);
-    for piece in tensors.iter().flat_map(|tensor| tensor.values.chunks(PIECE)) {
-        bytes.clear();
-        bytes.extend(piece.iter().flat_map(|value| value.to_le_bytes()));
-        writer.write(&bytes)?;
+    for tensor in tensors {
+        for piece in tensor.values.read()?.chunks(PIECE) {
+            bytes.clear();
+            bytes.extend(piece.iter().flat_map(|value| value.to_le_bytes()));
+            writer.write(&bytes)?;
+        }
     }
     writer.finish()
 }
@@ -105,11 +107,16 @@ pub fn read_params(path: &Path, params: &mut Params) -> Result<()> {
         if param.shape != shape {
             return refuse(format!("shape {shape:?}, wanted {:?}", param.shape));
         }
-        fill(&mut param.value)?;
-        if let Some(low) = &mut param.low {
-            for (low, value) in low.iter_mut().zip(param.value.iter()) {
-                *low = bf16::from_f32(*value);
-            }
+        let Param { value, low, .. } = param;
+        value.change(fill)?;
+        if let Some(low) = low {
+            let value = value.read()?;
+            low.change(|low| {
+                for (low, value) in low.iter_mut().zip(value.iter()) {
+                    *low = bf16::from_f32(*value);
+                }
+                Ok(())
+            })?;
         }
         n_read += 1;
         Ok(())

@@ -2,7 +2,7 @@
 
 use crate::autograd::Dropout;
 use crate::error::Result;
-use crate::kernels::Cpu;
+use crate::kernels::Device;
 use crate::model::tune::{Slice, SliceLoss, TuneModel};
 use crate::tensor::{Grads, Params};
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ pub type Measures = BTreeMap<String, f64>;
 /// What is trained, and where.
 pub trait Holder {
     /// Where it computes.
-    fn cpu(&self) -> &Cpu;
+    fn device(&self) -> &Device;
     /// What is trained.
     fn params(&self) -> &Params;
     /// What is trained, to be changed.
@@ -26,12 +26,12 @@ pub trait Holder {
     fn save(&self, dir: &Path) -> Result<()>;
 
     /// Hands out device and parameters at once.
-    fn with_params<R>(&mut self, work: impl FnOnce(&Cpu, &mut Params) -> R) -> R
+    fn with_params<R>(&mut self, work: impl FnOnce(&Device, &mut Params) -> R) -> R
     where
         Self: Sized,
     {
         let mut params = std::mem::take(self.params_mut());
-        let result = work(self.cpu(), &mut params);
+        let result = work(self.device(), &mut params);
         *self.params_mut() = params;
         result
     }
@@ -46,8 +46,8 @@ pub trait Tuned {
 }
 
 impl<T: Tuned> Holder for T {
-    fn cpu(&self) -> &Cpu {
-        self.tuned().cpu()
+    fn device(&self) -> &Device {
+        self.tuned().device()
     }
 
     fn params(&self) -> &Params {

@@ -72,7 +72,7 @@ impl<'a, 'w, M: Trainee> Trainer<'a, 'w, M> {
         let stepper = Stepper::new(job.model, settings)?;
         let mut all = job.identity.clone();
         all.extend(settings.fingerprint(plan.total_steps));
-        let state = State::new(settings.seed, job.model.cpu().isa.to_string(), all);
+        let state = State::new(settings.seed, job.model.device().name(), all);
         let epochs = Epochs::new(plan.n_rows, settings.seed, settings.shuffle);
         let start = Instant::now();
         // Opened as it is: cut only when it is known how much of it stays.

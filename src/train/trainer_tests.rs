@@ -5,7 +5,7 @@ use super::*;
 use crate::autograd::Dropout;
 use crate::data::NOT_SCORED;
 use crate::data::Row;
-use crate::kernels::Cpu;
+use crate::kernels::Device;
 use crate::model::tune::{Slice, SliceLoss};
 use crate::rng::Rng;
 use crate::tensor::{Buffer, Grads, Param, Params};
@@ -25,7 +25,7 @@ const VOCAB: usize = 11;
 
 /// Logits of the token after `id`: row `id` of a table [VOCAB, VOCAB].
 struct Bigram {
-    cpu: Cpu,
+    device: Device,
     params: Params,
     /// Runs with gradients so far; on the one with this number the loss is not a number.
     poison: Option<usize>,
@@ -41,21 +41,25 @@ impl Bigram {
         let mut rng = Rng::new(3, 0);
         let table: Vec<f32> = (0..VOCAB * VOCAB).map(|_| rng.normal() as f32).collect();
         let mut params = Params::default();
-        let value = Buffer::from_slice(&table);
+        let value = Buffer::from_slice(&table).into();
         let (name, shape) = ("table".to_owned(), vec![VOCAB, VOCAB]);
         params.push(Param { name, shape, decay: true, value, low: None });
-        let cpu = Cpu::new(1).unwrap();
-        Bigram { cpu, params, poison: None, n_runs: 0, noisy: true, stop_at: None }
+        let device = Device::new(1).unwrap();
+        Bigram { device, params, poison: None, n_runs: 0, noisy: true, stop_at: None }
+    }
+
+    fn table(&self) -> &[f32] {
+        self.params.0[0].value.host().expect("on the host")
     }
 
     fn bits(&self) -> Vec<u32> {
-        self.params.0[0].value.iter().map(|value| value.to_bits()).collect()
+        self.table().iter().map(|value| value.to_bits()).collect()
     }
 }
 
 impl Holder for Bigram {
-    fn cpu(&self) -> &Cpu {
-        &self.cpu
+    fn device(&self) -> &Device {
+        &self.device
     }
 
     fn params(&self) -> &Params {
@@ -85,7 +89,7 @@ impl Trainee for Bigram {
         for (&id, label) in slice.ids.iter().zip(slice.labels) {
             let Some(label) = label.map(|label| label as usize) else { continue };
             let start = id as usize * VOCAB;
-            let row: Vec<f32> = self.params.0[0].value[start..start + VOCAB].to_vec();
+            let row: Vec<f32> = self.table()[start..start + VOCAB].to_vec();
             let top = row.iter().fold(f32::MIN, |a, &b| a.max(b));
             let sum: f32 = row.iter().map(|x| (x - top).exp()).sum();
             loss.nll += f64::from(top + sum.ln() - row[label]);
@@ -98,7 +102,8 @@ impl Trainee for Bigram {
                 } else {
                     1.0
                 } * *scale;
-                for (i, (d, x)) in grads.0[0][start..].iter_mut().zip(&row).enumerate() {
+                let grad = &mut grads.0[0].host_mut().expect("on the host")[start..];
+                for (i, (d, x)) in grad.iter_mut().zip(&row).enumerate() {
                     *d += noise * ((x - top).exp() / sum - f32::from(u8::from(i == label)));
                 }
             }

@@ -96,7 +96,7 @@ fn relative(found: &[f32], wanted: &[f32]) -> f64 {
 
 /// Mean loss and gradients of one batch.
 fn gradients(model: &mut TuneModel, batch: &Batch) -> (f64, Grads) {
-    let mut grads = Grads::zeros(model.params());
+    let mut grads = Grads::zeros(model.params()).unwrap();
     let scale = 1.0 / batch.scored() as f32;
     let loss = model.run(&batch.slice(), Some((&mut grads, scale)), Dropout::default()).unwrap();
     assert_eq!(loss.scored, batch.scored());
@@ -104,7 +104,7 @@ fn gradients(model: &mut TuneModel, batch: &Batch) -> (f64, Grads) {
 }
 
 fn bits(grads: &Grads) -> Vec<u32> {
-    grads.0.iter().flat_map(|g| g.iter().map(|x| x.to_bits())).collect()
+    grads.0.iter().flat_map(|grad| grad.host().unwrap()).map(|x| x.to_bits()).collect()
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn loss_and_every_gradient_of_the_reference_models() {
         assert!((loss - wanted).abs() < 1e-5, "{name}: loss {loss}, wanted {wanted}");
         for (param, grad) in model.params().0.iter().zip(&grads.0) {
             let wanted = floats(&tensors, &format!("grad.{}", param.name));
-            let error = relative(grad, &wanted);
+            let error = relative(grad.host().unwrap(), &wanted);
             assert!(error < 1e-4, "{name}: {}: {error:.2e}", param.name);
         }
         // As many gradients as the reference has: none is forgotten.
@@ -160,7 +160,8 @@ fn bf16_gradients_are_near_those_of_f32() {
     let mut model = open(&dir, &options(Precision::Bf16, TuneMethod::Full, false));
     let (_, grads) = gradients(&mut model, &batch);
     for (param, grad) in model.params().0.iter().zip(&grads.0) {
-        let error = relative(grad, &floats(&tensors, &format!("grad.{}", param.name)));
+        let wanted = floats(&tensors, &format!("grad.{}", param.name));
+        let error = relative(grad.host().unwrap(), &wanted);
         assert!(error < 0.05, "{}: {error:.2e}", param.name);
     }
 }
@@ -181,11 +182,12 @@ fn packed_sequences_give_the_sum_of_their_own_gradients() {
     let mut model = open(&dir, &options(Precision::F32, method, false));
     // B starts at zero, and with it the gradient of A: move both.
     for param in &mut model.params_mut().0 {
-        param.value.iter_mut().enumerate().for_each(|(i, x)| *x += 0.01 * (i % 7) as f32);
+        let value = param.value.host_mut().unwrap();
+        value.iter_mut().enumerate().for_each(|(i, x)| *x += 0.01 * (i % 7) as f32);
     }
-    let mut together = Grads::zeros(model.params());
+    let mut together = Grads::zeros(model.params()).unwrap();
     let all = model.run(&batch.slice(), Some((&mut together, 0.1)), Dropout::default()).unwrap();
-    let mut apart = Grads::zeros(model.params());
+    let mut apart = Grads::zeros(model.params()).unwrap();
     let (mut first, mut nll) = (0, 0.0);
     for &len in &batch.spans {
         let at = first..first + len;
@@ -200,6 +202,7 @@ fn packed_sequences_give_the_sum_of_their_own_gradients() {
     }
     assert!((all.nll - nll).abs() < 1e-4 * nll);
     for ((together, apart), param) in together.0.iter().zip(&apart.0).zip(&model.params().0) {
+        let (together, apart) = (together.host().unwrap(), apart.host().unwrap());
         assert!(together.iter().any(|&x| x != 0.0), "{} has no gradient", param.name);
         let error = relative(together, apart);
         assert!(error < 1e-5, "{}: {error:.2e}", param.name);

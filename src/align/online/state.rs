@@ -51,7 +51,7 @@ impl<'a, 'w, M: Method> Run<'a, 'w, M> {
         let stepper = Stepper::new(job.model, settings)?;
         let mut all = job.identity.clone();
         all.extend(job.settings.fingerprint());
-        let state = State::new(settings.seed, job.model.cpu().isa.to_string(), all);
+        let state = State::new(settings.seed, job.model.device().name(), all);
         let order = Epochs::new(job.prompts.len(), settings.seed, settings.shuffle);
         // Opened as it is: cut only when it is known how much of it stays.
         let metrics = Metrics::open(job.output, u64::MAX)?;
@@ -124,7 +124,7 @@ impl<'a, 'w, M: Method> Run<'a, 'w, M> {
         if self.saved == Some(number) {
             return Ok(());
         }
-        if let Some((what, value)) = broken_param(&*self.job.model) {
+        if let Some((what, value)) = broken_param(&*self.job.model)? {
             let step = self.state.step;
             return Err(self.not_finite(step, &what, value, "all answers so far".into()));
         }
@@ -143,7 +143,7 @@ impl<'a, 'w, M: Method> Run<'a, 'w, M> {
     }
 
     pub(super) fn finish(&mut self, end: End) -> Result<()> {
-        if let Some((what, value)) = broken_param(&*self.job.model) {
+        if let Some((what, value)) = broken_param(&*self.job.model)? {
             let step = self.state.step;
             return Err(self.not_finite(step, &what, value, "all answers so far".into()));
         }

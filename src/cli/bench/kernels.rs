@@ -19,10 +19,11 @@ use crate::format::FileDType;
 use crate::kernels::attention::{AttentionArgs, KvLayer, KvShape, KvType, attention};
 use crate::kernels::matmul::{Factor, Precision, gemm};
 use crate::kernels::rows::{Pairing, Rotations, rms_norm, rope, swiglu};
-use crate::kernels::{Cpu, Floats, FloatsMut, Scratch};
+use crate::kernels::{Device, Floats, FloatsMut, Scratch};
 use crate::model::shapes::{self, Shape};
 use crate::rng::Rng;
 use half::{bf16, f16};
+use puna_cpu::floats as host;
 use puna_cpu::limits::{Unit, read_bandwidth};
 use puna_cpu::matmul::{Dense, DenseMatrix};
 use puna_cpu::products::{self, Product, Weights};
@@ -57,7 +58,7 @@ enum Bound {
 
 /// Where the cases run and what they leave.
 struct Runner<'a> {
-    cpu: &'a Cpu,
+    device: &'a Device,
     shape: Shape,
     limits: Option<&'a Limits>,
     /// Read speeds of blocks measured so far.
@@ -109,9 +110,9 @@ pub fn run(args: &BenchArgs) -> Result<Value, Failure> {
         if !args.no_limits && limits::with_threads(&all_limits, threads).is_none() {
             all_limits.push(Limits::measure(threads)?);
         }
-        let cpu = Cpu::new(threads)?;
+        let device = Device::new(threads)?;
         let mut runner = Runner {
-            cpu: &cpu,
+            device: &device,
             shape,
             limits: limits::with_threads(&all_limits, threads),
             blocks: vec![],
@@ -146,20 +147,20 @@ impl Runner<'_> {
         name: String,
         amount: f64,
         bound: Bound,
-        call: &mut dyn FnMut(),
+        call: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         stop_if_interrupted()?;
-        call();
+        call()?;
         let start = Instant::now();
-        call();
+        call()?;
         let once_s = start.elapsed().as_secs_f64().max(1e-9);
         let calls = (SAMPLE_S / once_s).ceil().clamp(1.0, 1e6) as usize;
-        let sample = |_| {
+        let sample = |_| -> Result<f64> {
             let start = Instant::now();
-            (0..calls).for_each(|_| call());
-            calls as f64 * amount / start.elapsed().as_secs_f64().max(1e-9) / 1e9
+            (0..calls).try_for_each(|_| call())?;
+            Ok(calls as f64 * amount / start.elapsed().as_secs_f64().max(1e-9) / 1e9)
         };
-        let rates: Vec<f64> = (0..self.samples).map(sample).collect();
+        let rates = (0..self.samples).map(sample).collect::<Result<Vec<f64>>>()?;
         let (bound_name, rate_unit) = match bound {
             Bound::Memory => ("memory".to_owned(), "GB/s"),
             Bound::Block(bytes) => (format!("reading {:.1} MB", bytes as f64 / 1e6), "GB/s"),
@@ -169,7 +170,7 @@ impl Runner<'_> {
         let rate = mean(&rates);
         let row = json!({
             "test": name,
-            "threads": self.cpu.team.len(),
+            "threads": self.device.cpu.team.len(),
             "rate": rounded(Some(rate)),
             "rate_stddev": rounded(Some(deviation(&rates))),
             "rate_unit": rate_unit,
@@ -193,7 +194,8 @@ impl Runner<'_> {
                 if let Some((_, rate)) = self.blocks.iter().find(|(known, _)| *known == bytes) {
                     return Some(*rate);
                 }
-                let rate = read_bandwidth(self.cpu.isa, &self.cpu.team, bytes);
+                let cpu = &self.device.cpu;
+                let rate = read_bandwidth(cpu.isa, &cpu.team, bytes);
                 self.blocks.push((bytes, rate));
                 Some(rate)
             }
@@ -206,7 +208,7 @@ impl Runner<'_> {
 
     /// Products with the feed-forward's first weight, one row and many.
     fn products(&mut self, dtype: FileDType) -> Result<()> {
-        let (cpu, n, k) = (self.cpu, self.shape.hidden_dim, self.shape.dim);
+        let (cpu, n, k) = (&self.device.cpu, self.shape.hidden_dim, self.shape.dim);
         let mut first = Matrix::new(dtype, n, k, &self.numbers(k));
         let copies = self.cold_bytes.div_ceil(first.bytes());
         let mut all: Vec<Matrix> = (1..copies).map(|_| first.copy(n, k)).collect();
@@ -222,17 +224,21 @@ impl Runner<'_> {
         let name = format!("product {type_name} 1 x {k} x {n}");
         self.measure(name, bytes as f64, Bound::Memory, &mut || {
             all.iter().for_each(|w| multiply(w, 1));
+            Ok(())
         })?;
         all.truncate(1);
         let name = format!("product {type_name} {ROWS} x {k} x {n}");
         let ops = 2.0 * (ROWS * n) as f64 * k as f64;
         let bound = Bound::Peak(unit(cpu.isa, type_name, false));
-        self.measure(name, ops, bound, &mut || multiply(&all[0], ROWS))
+        self.measure(name, ops, bound, &mut || {
+            multiply(&all[0], ROWS);
+            Ok(())
+        })
     }
 
     /// Attention over the cache: one row, with every type of cache, and the rows of a prompt.
     fn attention(&mut self) -> Result<()> {
-        let (cpu, shape) = (self.cpu, self.shape);
+        let (device, shape) = (self.device, self.shape);
         let head_dim = shape.dim / shape.n_heads;
         let kv_width = shape.n_kv_heads * head_dim;
         let q = self.numbers(ROWS * shape.dim);
@@ -243,7 +249,7 @@ impl Runner<'_> {
             let kv_shape = KvShape { n_kv_heads: shape.n_kv_heads, head_dim, kv_type };
             let mut first = KvLayer::new(kv_shape, DEPTH);
             for pos in 0..DEPTH {
-                first.append(cpu.isa, pos, &row, &row);
+                first.append(device.cpu.isa, pos, &row, &row);
             }
             let copies = self.cold_bytes.div_ceil(first.bytes());
             let mut all: Vec<KvLayer> = (1..copies)
@@ -259,18 +265,22 @@ impl Runner<'_> {
                 let args =
                     AttentionArgs { kv, n_heads: shape.n_heads, scale, window: None, first_pos };
                 let n = rows * shape.dim;
-                attention(cpu, &mut scratch, &args, &mut out[..n], &q[..n]);
+                attention(device, &mut scratch, &args, &mut out[..n], &q[..n]);
             };
             let bytes: usize = all.iter().map(|kv| kv.bytes() / kv.capacity() * DEPTH).sum();
             let name = format!("attention {kv_type} 1 row @ {DEPTH}");
             self.measure(name, bytes as f64, Bound::Memory, &mut || {
                 all.iter().for_each(|kv| attend(kv, DEPTH - 1, 1));
+                Ok(())
             })?;
             if kv_type == KvType::F16 {
                 let visible = ROWS * (ROWS + 1) / 2;
                 let ops = 4.0 * visible as f64 * shape.dim as f64;
                 let name = format!("attention {kv_type} {ROWS} rows");
-                self.measure(name, ops, Bound::Peak(Unit::F32), &mut || attend(&all[0], 0, ROWS))?;
+                self.measure(name, ops, Bound::Peak(Unit::F32), &mut || {
+                    attend(&all[0], 0, ROWS);
+                    Ok(())
+                })?;
             }
         }
         Ok(())
@@ -278,7 +288,7 @@ impl Runner<'_> {
 
     /// Kernels that go over rows once.
     fn rows(&mut self) -> Result<()> {
-        let (cpu, shape) = (self.cpu, self.shape);
+        let (device, shape) = (self.device, self.shape);
         let Shape { dim, hidden_dim, .. } = shape;
         let head_dim = dim / shape.n_heads;
         let (x, w) = (self.numbers(ROWS * dim), self.numbers(dim));
@@ -289,22 +299,23 @@ impl Runner<'_> {
             bytes as f64,
             Bound::Block(bytes),
             &mut || {
-                rms_norm(cpu, FloatsMut::F32(&mut out), Floats::F32(&x), &w, 1e-5);
+                let (out, x) = (FloatsMut::from(&mut out[..]), Floats::from(&x[..]));
+                rms_norm(device, out, x, Floats::from(&w[..]), 1e-5)
             },
         )?;
         let half = head_dim / 2;
-        let angles: Vec<f32> = self.numbers(ROWS * half);
-        let angles = Rotations {
-            cos: angles.iter().map(|angle| angle.cos()).collect(),
-            sin: angles.iter().map(|angle| angle.sin()).collect(),
-            half,
-        };
+        let numbers: Vec<f32> = self.numbers(ROWS * half);
+        let mut angles = Rotations::default();
+        angles.clear(half);
+        angles.cos.extend(numbers.iter().map(|angle| angle.cos()));
+        angles.sin.extend(numbers.iter().map(|angle| angle.sin()));
         self.measure(
             format!("rope {ROWS} x {dim}"),
             bytes as f64,
             Bound::Block(bytes),
             &mut || {
-                rope(cpu, FloatsMut::F32(&mut out), dim, head_dim, &angles, Pairing::Half, false);
+                let x = FloatsMut::from(&mut out[..]);
+                rope(device, x, dim, head_dim, &angles, Pairing::Half, false)
             },
         )?;
         let (gate, up) = (self.numbers(ROWS * hidden_dim), self.numbers(ROWS * hidden_dim));
@@ -312,8 +323,8 @@ impl Runner<'_> {
         let bytes = 12 * ROWS * hidden_dim;
         let name = format!("swiglu {ROWS} x {hidden_dim}");
         self.measure(name, bytes as f64, Bound::Block(bytes), &mut || {
-            let (gate, up) = (Floats::F32(&gate), Floats::F32(&up));
-            swiglu(cpu, FloatsMut::F32(&mut act), gate, up, hidden_dim);
+            let (gate, up) = (Floats::from(&gate[..]), Floats::from(&up[..]));
+            swiglu(device, FloatsMut::from(&mut act[..]), gate, up, hidden_dim)
         })?;
         let bytes = 8 * ROWS * dim;
         self.measure(
@@ -321,16 +332,18 @@ impl Runner<'_> {
             bytes as f64,
             Bound::Block(bytes),
             &mut || {
+                let cpu = &device.cpu;
                 cpu.team.split_rows(&mut out, dim, 1, &|_, rows| {
                     rows.chunks_exact_mut(dim).for_each(|row| softmax(cpu.isa, row));
                 });
+                Ok(())
             },
         )
     }
 
     /// Products of training: forward, and the gradients of the input and of the weight.
     fn training(&mut self) -> Result<()> {
-        let (cpu, n, k) = (self.cpu, self.shape.hidden_dim, self.shape.dim);
+        let (device, n, k) = (self.device, self.shape.hidden_dim, self.shape.dim);
         let [x, w, dy] = [ROWS * k, n * k, ROWS * n].map(|len| self.numbers(len));
         let low = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<bf16>>();
         let [x_low, w_low, dy_low] = [&x, &w, &dy].map(|x| low(x));
@@ -338,13 +351,15 @@ impl Runner<'_> {
         let mut scratch = Scratch::default();
         for precision in [Precision::F32, Precision::Bf16] {
             let [x, w, dy] = match precision {
-                Precision::F32 => [&x, &w, &dy].map(|x| Floats::F32(x)),
-                Precision::Bf16 => [&x_low, &w_low, &dy_low].map(|x| Floats::Bf16(x)),
+                Precision::F32 => [&x, &w, &dy].map(|x| Floats::from(&x[..])),
+                Precision::Bf16 => {
+                    [&x_low, &w_low, &dy_low].map(|x| Floats::Host(host::Floats::Bf16(x)))
+                }
             };
             let (x, w, dy) =
                 (Factor::plain(x, ROWS, k), Factor::plain(w, n, k), Factor::plain(dy, ROWS, n));
             let type_name = if precision == Precision::F32 { "F32" } else { "BF16" };
-            let bound = Bound::Peak(unit(cpu.isa, type_name, false));
+            let bound = Bound::Peak(unit(device.cpu.isa, type_name, false));
             let ops = 2.0 * (ROWS * n) as f64 * k as f64;
             for (what, a, b, len) in [
                 ("forward", x, w.t(), ROWS * n),
@@ -353,8 +368,8 @@ impl Runner<'_> {
             ] {
                 let name = format!("training {what} {type_name} {ROWS} x {k} x {n}");
                 self.measure(name, ops, bound, &mut || {
-                    let out = FloatsMut::F32(&mut out[..len]);
-                    gemm(cpu, &mut scratch, precision, out, false, 1.0, a, b);
+                    let out = FloatsMut::from(&mut out[..len]);
+                    gemm(device, &mut scratch, precision, out, false, 1.0, a, b)
                 })?;
             }
         }

@@ -52,7 +52,7 @@ impl Steps<'_> {
         let rows_at_once = (budget(None, row_tokens) / row_tokens).max(1);
         let mut dropout = Dropout { key, ..Dropout::default() };
         let mut nll = 0.0;
-        self.grads.clear();
+        self.grads.clear()?;
         for ids in self.ids.chunks(rows_at_once * row_tokens) {
             stop_if_interrupted()?;
             let labels: Vec<Option<u32>> = ids
@@ -66,10 +66,12 @@ impl Steps<'_> {
             dropout.first_row += ids.len() as u64;
             dropout.first_kept += (ids.len() - spans.len()) as u64;
         }
-        let factor = clip_factor(global_norm(self.model.cpu(), self.grads), MAX_GRAD_NORM);
+        let factor = clip_factor(global_norm(self.model.device(), self.grads)?, MAX_GRAD_NORM);
         let (optimizer, grads) = (&mut *self.optimizer, &*self.grads);
-        self.model
-            .with_params(|cpu, params| optimizer.step(cpu, params, grads, LEARNING_RATE, factor));
+        self.model.with_params(|device, params| {
+            optimizer.step(device, params, grads, LEARNING_RATE, factor)?;
+            device.sync()
+        })?;
         Ok(nll / n_scored as f64)
     }
 }
@@ -161,10 +163,10 @@ pub fn run(args: &BenchArgs) -> Result<Value, Failure> {
         let memory = PeakMemory::begin(all_limits.is_empty());
         let mut model = TuneModel::open(path, &options(args, threads))?;
         let mut optimizer = make("adamw", &OptimArgs::default(), model.params())?;
-        let mut grads = Grads::zeros(model.params());
+        let mut grads = Grads::zeros(model.params())?;
         let sizes = Sizes::of(model.config());
         let adapter = if method == "lora" { model.params().n_elements() } else { 0 };
-        let unit = unit(model.cpu().isa, if in_bf16 { "BF16" } else { "F32" }, false);
+        let unit = unit(model.device().cpu.isa, if in_bf16 { "BF16" } else { "F32" }, false);
         let limit = limits::with_threads(&all_limits, threads);
         let bar = args
             .common

@@ -17,7 +17,7 @@ fn run(model: &mut TuneModel, n: usize, longest: usize) {
     let labels: Vec<Option<u32>> = (0..n).map(label).collect();
     let mut spans = vec![longest; n / longest];
     spans.extend(Some(n % longest).filter(|&rest| rest > 0));
-    let mut grads = Grads::zeros(model.params());
+    let mut grads = Grads::zeros(model.params()).expect("room");
     let slice = Slice { ids: &ids, labels: &labels, spans: &spans, sources: &[] };
     model.run(&slice, Some((&mut grads, 1.0)), Dropout::default()).expect("a pass");
 }

@@ -4,9 +4,9 @@
 use super::state::State;
 use super::{OptimArgs, Optimizer, StateEntry};
 use crate::error::Result;
-use crate::kernels::Cpu;
+use crate::kernels::Device;
 use crate::kernels::optim::{self, AdamW, AdamWTensor};
-use crate::tensor::{Grads, Params};
+use crate::tensor::{Grads, Params, Values};
 
 /// AdamW's settings and its two moments for each weight.
 pub struct AdamWState {
@@ -16,8 +16,12 @@ pub struct AdamWState {
 
 impl AdamWState {
     /// Before its first step.
-    pub fn new(args: &OptimArgs, params: &Params) -> Self {
-        AdamWState { args: args.clone(), state: State::new(&["exp_avg", "exp_avg_sq"], params) }
+    ///
+    /// # Errors
+    /// When a GPU has no room for the moments.
+    pub fn new(args: &OptimArgs, params: &Params) -> Result<Self> {
+        let state = State::new(&["exp_avg", "exp_avg_sq"], params)?;
+        Ok(AdamWState { args: args.clone(), state })
     }
 }
 
@@ -30,8 +34,15 @@ impl Optimizer for AdamWState {
         self.state.names()
     }
 
-    fn step(&mut self, cpu: &Cpu, params: &mut Params, grads: &Grads, lr: f32, grad_scale: f32) {
-        let t = f64::from(self.state.next_step());
+    fn step(
+        &mut self,
+        device: &Device,
+        params: &mut Params,
+        grads: &Grads,
+        lr: f32,
+        grad_scale: f32,
+    ) -> Result<()> {
+        let t = f64::from(self.state.next_step()?);
         let OptimArgs { beta1, beta2, eps, weight_decay, decay_all, .. } = self.args;
         let [first, second] = &mut self.state.moments[..] else {
             unreachable!("`new` made two moments");
@@ -41,7 +52,7 @@ impl Optimizer for AdamWState {
         let moments = first.values.iter_mut().zip(&mut second.values);
         let tensors = params.0.iter_mut().zip(&grads.0).zip(moments);
         optim::adamw(
-            cpu,
+            device,
             tensors.map(|((param, grad), (m, v))| AdamWTensor {
                 hyper: AdamW {
                     lr: f64::from(lr),
@@ -54,15 +65,15 @@ impl Optimizer for AdamWState {
                     grad_scale,
                 },
                 value: &mut param.value,
-                low: param.low.as_deref_mut(),
+                low: param.low.as_mut(),
                 m,
                 v,
                 grad,
             }),
-        );
+        )
     }
 
-    fn state(&self) -> Vec<StateEntry<&[f32]>> {
+    fn state(&self) -> Vec<StateEntry<&Values>> {
         self.state.entries()
     }
 

@@ -8,8 +8,8 @@ mod state;
 mod tests;
 
 use crate::error::{Error, Result};
-use crate::kernels::Cpu;
-use crate::tensor::{Grads, Params};
+use crate::kernels::Device;
+use crate::tensor::{Grads, Params, Values};
 
 /// The names that [`make`] knows; `adamw_torch` is another name of `adamw`.
 pub const NAMES: &[&str] = &["adamw", "adamw_torch", "sgd"];
@@ -60,27 +60,39 @@ pub trait Optimizer: Send {
     /// Takes one step with the rate `lr` and gradients multiplied by `grad_scale`; then renews the
     /// parameters' bf16 copies.
     ///
+    /// # Errors
+    /// When the parameters live where `device` does not compute, or the device failed.
+    ///
     /// # Panics
     /// When the parameters are not those that the optimiser was made for.
-    fn step(&mut self, cpu: &Cpu, params: &mut Params, grads: &Grads, lr: f32, grad_scale: f32);
+    fn step(
+        &mut self,
+        device: &Device,
+        params: &mut Params,
+        grads: &Grads,
+        lr: f32,
+        grad_scale: f32,
+    ) -> Result<()>;
 
-    /// Everything that a later run needs to go on with the same bits.
-    fn state(&self) -> Vec<StateEntry<&[f32]>>;
+    /// Everything that a later run needs to go on with the same bits, wherever it lives: who writes
+    /// it reads one entry after the other.
+    fn state(&self) -> Vec<StateEntry<&Values>>;
 
     /// Takes over the state of an earlier run, in any order.
     ///
     /// # Errors
-    /// When an entry is missing, unknown, doubled or of the wrong length; then nothing changes.
+    /// When an entry is missing, unknown, doubled or of the wrong length; then nothing changes. When
+    /// a GPU failed; then anything may have changed.
     fn load_state(&mut self, state: Vec<StateEntry<Vec<f32>>>) -> Result<()>;
 
     /// Bytes of state for each number that is trained.
     fn state_bytes_per_element(&self) -> usize;
 }
 
-/// The optimiser of this name for these parameters.
+/// The optimiser of this name for these parameters; what it keeps of each lives beside it.
 ///
 /// # Errors
-/// When the name is not one of [`NAMES`], or a setting is out of its range.
+/// When the name is not one of [`NAMES`], a setting is out of its range, or a GPU has no room.
 pub fn make(name: &str, args: &OptimArgs, params: &Params) -> Result<Box<dyn Optimizer>> {
     for (field, value) in
         [("adam_beta1", args.beta1), ("adam_beta2", args.beta2), ("momentum", args.momentum)]
@@ -95,8 +107,8 @@ pub fn make(name: &str, args: &OptimArgs, params: &Params) -> Result<Box<dyn Opt
         }
     }
     match name {
-        "adamw" | "adamw_torch" => Ok(Box::new(adamw::AdamWState::new(args, params))),
-        "sgd" => Ok(Box::new(sgd::SgdState::new(args, params))),
+        "adamw" | "adamw_torch" => Ok(Box::new(adamw::AdamWState::new(args, params)?)),
+        "sgd" => Ok(Box::new(sgd::SgdState::new(args, params)?)),
         _ => Err(Error::config("optim", name, format!("wanted one of {}", NAMES.join(", ")))),
     }
 }

@@ -4,9 +4,9 @@
 use super::state::State;
 use super::{OptimArgs, Optimizer, StateEntry};
 use crate::error::Result;
-use crate::kernels::Cpu;
+use crate::kernels::Device;
 use crate::kernels::optim::{self, Sgd, SgdTensor};
-use crate::tensor::{Grads, Params};
+use crate::tensor::{Grads, Params, Values};
 
 /// The settings, and the momentum of each weight unless its factor is 0.
 pub struct SgdState {
@@ -16,9 +16,12 @@ pub struct SgdState {
 
 impl SgdState {
     /// Before its first step.
-    pub fn new(args: &OptimArgs, params: &Params) -> Self {
+    ///
+    /// # Errors
+    /// When a GPU has no room for the momentum.
+    pub fn new(args: &OptimArgs, params: &Params) -> Result<Self> {
         let names: &[&str] = if args.momentum > 0.0 { &["momentum_buffer"] } else { &[] };
-        SgdState { args: args.clone(), state: State::new(names, params) }
+        Ok(SgdState { args: args.clone(), state: State::new(names, params)? })
     }
 }
 
@@ -31,8 +34,15 @@ impl Optimizer for SgdState {
         self.state.names()
     }
 
-    fn step(&mut self, cpu: &Cpu, params: &mut Params, grads: &Grads, lr: f32, grad_scale: f32) {
-        self.state.next_step();
+    fn step(
+        &mut self,
+        device: &Device,
+        params: &mut Params,
+        grads: &Grads,
+        lr: f32,
+        grad_scale: f32,
+    ) -> Result<()> {
+        self.state.next_step()?;
         let OptimArgs { momentum, weight_decay, decay_all, .. } = self.args;
         assert_eq!(params.0.len(), grads.0.len(), "sgd: gradients of other parameters");
         let mut buffers = self.state.moments.first_mut().map(|moment| {
@@ -41,7 +51,7 @@ impl Optimizer for SgdState {
         });
         let tensors = params.0.iter_mut().zip(&grads.0);
         optim::sgd(
-            cpu,
+            device,
             tensors.map(|(param, grad)| SgdTensor {
                 hyper: Sgd {
                     lr: f64::from(lr),
@@ -50,14 +60,14 @@ impl Optimizer for SgdState {
                     grad_scale,
                 },
                 value: &mut param.value,
-                low: param.low.as_deref_mut(),
-                momentum: buffers.as_mut().and_then(|all| all.next()).map(|b| &mut b[..]),
+                low: param.low.as_mut(),
+                momentum: buffers.as_mut().and_then(|all| all.next()),
                 grad,
             }),
-        );
+        )
     }
 
-    fn state(&self) -> Vec<StateEntry<&[f32]>> {
+    fn state(&self) -> Vec<StateEntry<&Values>> {
         self.state.entries()
     }
 

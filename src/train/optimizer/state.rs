@@ -2,7 +2,7 @@
 
 use super::StateEntry;
 use crate::error::{Error, Result};
-use crate::tensor::Params;
+use crate::tensor::{Home, Param, Params, Values};
 
 /// Name of the entry that counts steps.
 pub(super) const STEP: &str = "step";
@@ -11,29 +11,43 @@ pub(super) const STEP: &str = "step";
 pub(super) struct Moment {
     name: &'static str,
     /// By parameter.
-    pub values: Vec<Vec<f32>>,
+    pub values: Vec<Values>,
 }
 
 /// Steps taken, and the moments.
 pub(super) struct State {
-    /// A whole number; f32 like all entries, which counts to 2^24.
-    steps: [f32; 1],
+    /// One whole number, on the host; f32 like all entries, which counts to 2^24.
+    steps: Values,
     /// In the order of the names given to `new`.
     pub moments: Vec<Moment>,
 }
 
 impl State {
-    /// Zeros under each name for all parameters.
-    pub fn new(names: &[&'static str], params: &Params) -> State {
-        let zeros = || params.0.iter().map(|p| vec![0.0; p.value.len()]).collect();
-        let moment = |&name: &&'static str| Moment { name, values: zeros() };
-        State { steps: [0.0], moments: names.iter().map(moment).collect() }
+    /// Zeros under each name for all parameters, each at home where its parameter is.
+    ///
+    /// # Errors
+    /// When a GPU has no room for them.
+    pub fn new(names: &[&'static str], params: &Params) -> Result<State> {
+        let zeros = |param: &Param| Values::zeros(&param.value.home(), param.value.len());
+        let moment = |&name: &&'static str| -> Result<Moment> {
+            Ok(Moment { name, values: params.0.iter().map(zeros).collect::<Result<_>>()? })
+        };
+        let moments = names.iter().map(moment).collect::<Result<_>>()?;
+        Ok(State { steps: Values::zeros(&Home::Host, 1)?, moments })
     }
 
     /// Counts a step and gives its number, from 1 on.
-    pub fn next_step(&mut self) -> u32 {
-        self.steps[0] += 1.0;
-        self.steps[0] as u32
+    ///
+    /// # Errors
+    /// None, as the number is on the host.
+    pub fn next_step(&mut self) -> Result<u32> {
+        let mut step = 0.0;
+        self.steps.change(|steps| {
+            steps[0] += 1.0;
+            step = steps[0];
+            Ok(())
+        })?;
+        Ok(step as u32)
     }
 
     /// The names of the entries.
@@ -42,21 +56,22 @@ impl State {
     }
 
     /// All entries.
-    pub fn entries(&self) -> Vec<StateEntry<&[f32]>> {
+    pub fn entries(&self) -> Vec<StateEntry<&Values>> {
         let mut all = vec![];
         for Moment { name, values } in &self.moments {
             for (index, values) in values.iter().enumerate() {
-                all.push(((*name).to_owned(), index, values.as_slice()));
+                all.push(((*name).to_owned(), index, values));
             }
         }
-        all.push((STEP.to_owned(), 0, &self.steps[..]));
+        all.push((STEP.to_owned(), 0, &self.steps));
         all
     }
 
     /// Replaces all numbers.
     ///
     /// # Errors
-    /// When an entry is missing, unknown, doubled or of the wrong length; then nothing changes.
+    /// When an entry is missing, unknown, doubled or of the wrong length; then nothing changes. When
+    /// a GPU failed; then anything may have changed.
     pub fn load(&mut self, entries: Vec<StateEntry<Vec<f32>>>) -> Result<()> {
         let wrong = |name: &str, index: usize, what: String| Error::Data {
             place: format!("optimizer state {name} of parameter {index}"),
@@ -94,9 +109,11 @@ impl State {
         if !(steps[0] >= 0.0 && steps[0].fract() == 0.0) {
             return Err(wrong(STEP, 0, format!("{} is no number of steps", steps[0])));
         }
-        self.steps = [steps[0]];
+        self.steps.write(&steps)?;
         for (moment, found) in self.moments.iter_mut().zip(found) {
-            moment.values = found.into_iter().flatten().collect();
+            for (values, found) in moment.values.iter_mut().zip(found.into_iter().flatten()) {
+                values.write(&found)?;
+            }
         }
         Ok(())
     }

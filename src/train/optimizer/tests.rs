@@ -2,7 +2,7 @@
 //! a later run.
 
 use super::*;
-use crate::tensor::{Buffer, Param};
+use crate::tensor::{Buffer, Number, Numbers, Param};
 
 /// Sizes with one chunk of work, several, and an odd rest; the last is marked for no decay.
 const SIZES: [usize; 4] = [5, 200_003, 1, 300];
@@ -18,15 +18,15 @@ fn params(bf16: bool) -> Params {
             name: format!("p{i}"),
             shape: vec![n],
             decay: i != 3,
-            value: Buffer::from_slice(&wave(n, i as f32)),
-            low: bf16.then(|| Buffer::zeroed(n)),
+            value: Buffer::from_slice(&wave(n, i as f32)).into(),
+            low: bf16.then(|| Buffer::<half::bf16>::zeroed(n).into()),
         });
     }
     params
 }
 
 fn grads(step: usize) -> Grads {
-    let grad = |(i, n)| Buffer::from_slice(&wave(n, 10.0 + (7 * step + i) as f32));
+    let grad = |(i, n)| Buffer::from_slice(&wave(n, 10.0 + (7 * step + i) as f32)).into();
     Grads(SIZES.into_iter().enumerate().map(grad).collect())
 }
 
@@ -38,15 +38,20 @@ const RATES: [f32; 4] = [0.0, 0.02, 0.05, 0.03];
 const CLIP: f32 = 0.5;
 
 fn run(optimizer: &mut dyn Optimizer, params: &mut Params, threads: usize, from: usize) {
-    let cpu = Cpu::new(threads).expect("a team");
+    let device = Device::new(threads).expect("a team");
     for (step, lr) in RATES.into_iter().enumerate().skip(from) {
-        optimizer.step(&cpu, params, &grads(step), lr, CLIP);
+        optimizer.step(&device, params, &grads(step), lr, CLIP).expect("a step");
     }
+}
+
+/// The numbers of the host.
+fn host<T: Number>(numbers: &Numbers<T>) -> &[T] {
+    numbers.host().expect("on the host")
 }
 
 /// All weights as bits.
 fn bits(params: &Params) -> Vec<u32> {
-    params.0.iter().flat_map(|p| p.value.iter()).map(|w| w.to_bits()).collect()
+    params.0.iter().flat_map(|p| host(&p.value)).map(|w| w.to_bits()).collect()
 }
 
 /// The weights after all steps by the formulae, in f64.
@@ -54,7 +59,7 @@ fn expected(name: &str, args: &OptimArgs) -> Vec<f64> {
     let mut all = vec![];
     for (i, param) in params(false).0.iter().enumerate() {
         let decay = if param.decay || args.decay_all { args.weight_decay } else { 0.0 };
-        for (j, &w) in param.value.iter().enumerate() {
+        for (j, &w) in host(&param.value).iter().enumerate() {
             let (mut w, mut m, mut v) = (f64::from(w), 0.0, 0.0);
             for (step, lr) in RATES.into_iter().enumerate() {
                 let phase = 10.0 + (7 * step + i) as f32;
@@ -120,7 +125,7 @@ fn copies_in_bf16_are_the_weights_rounded() {
         run(optimizer.as_mut(), &mut params, 2, 0);
         for param in &params.0 {
             let low = param.low.as_ref().expect("made with copies");
-            let mut pairs = param.value.iter().zip(low.iter());
+            let mut pairs = host(&param.value).iter().zip(host(low));
             assert!(pairs.all(|(w, low)| half::bf16::from_f32(*w) == *low), "{name}");
         }
     }
@@ -134,17 +139,17 @@ fn a_run_goes_on_from_saved_state_with_the_same_bits() {
         run(optimizer.as_mut(), &mut whole, 1, 0);
 
         let mut parts = params(false);
-        let cpu = Cpu::new(1).expect("a team");
+        let device = Device::new(1).expect("a team");
         let mut before = make(name, &args, &parts).expect("an optimizer");
         for (step, lr) in RATES.into_iter().enumerate().take(2) {
-            before.step(&cpu, &mut parts, &grads(step), lr, CLIP);
+            before.step(&device, &mut parts, &grads(step), lr, CLIP).expect("a step");
         }
         let saved = before.state();
         let numbers: usize = saved.iter().filter(|e| e.0 != "step").map(|e| e.2.len()).sum();
         assert_eq!(4 * numbers, before.state_bytes_per_element() * parts.n_elements(), "{name}");
         assert!(saved.iter().all(|e| before.state_names().contains(&e.0.as_str())), "{name}");
         // Backwards: the order does not matter.
-        let saved = saved.iter().rev().map(|(name, i, x)| (name.clone(), *i, x.to_vec()));
+        let saved = saved.iter().rev().map(|(name, i, x)| (name.clone(), *i, host(x).to_vec()));
         let mut after = make(name, &args, &parts).expect("an optimizer");
         after.load_state(saved.collect()).expect("its own state");
         run(after.as_mut(), &mut parts, 1, 2);
@@ -180,7 +185,7 @@ fn state_that_does_not_fit_is_refused_and_changes_nothing() {
         let error = optimizer.load_state(bad).expect_err(word).to_string();
         assert!(error.contains(word), "{word}: {error}");
     }
-    assert!(optimizer.state().iter().all(|(_, _, x)| x.iter().all(|&x| x == 0.0)));
+    assert!(optimizer.state().iter().all(|(_, _, x)| host(x).iter().all(|&x| x == 0.0)));
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn how() -> OnlineSettings {
 
 fn bits<M: Method>(model: &M) -> Vec<u32> {
     let params = model.params().0.iter();
-    params.flat_map(|param| param.value.iter().map(|value| value.to_bits())).collect()
+    params.flat_map(|param| param.value.host().unwrap()).map(|value| value.to_bits()).collect()
 }
 
 /// What a line says that does not depend on the clock.

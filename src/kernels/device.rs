@@ -1,0 +1,92 @@
+//! Where a model computes.
+
+use super::{Cpu, Team, TeamOptions};
+use crate::error::Result;
+use crate::tensor::Home;
+
+#[cfg(feature = "cuda")]
+use crate::cuda::Gpu;
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
+
+/// The CPU, and the GPU where a model lives on one: what is small and awkward stays on the CPU.
+pub struct Device {
+    /// Instruction set and team.
+    pub cpu: Cpu,
+    /// Where the numbers are, unless in the machine's memory.
+    #[cfg(feature = "cuda")]
+    pub gpu: Option<Arc<Gpu>>,
+}
+
+impl Device {
+    /// The CPU with `threads` workers, as [`Cpu::with_options`] makes it.
+    ///
+    /// # Errors
+    /// As [`Cpu::with_options`].
+    pub fn new(threads: usize) -> Result<Device> {
+        Ok(Cpu::new(threads)?.into())
+    }
+
+    /// The CPU with a team of its own.
+    ///
+    /// # Errors
+    /// As [`Cpu::with_options`].
+    pub fn with_options(options: &TeamOptions) -> Result<Device> {
+        Ok(Cpu::with_options(options)?.into())
+    }
+
+    /// The CPU with a team that is there already.
+    ///
+    /// # Errors
+    /// As [`Cpu::with_team`].
+    pub fn with_team(team: Team) -> Result<Device> {
+        Ok(Cpu::with_team(team)?.into())
+    }
+
+    /// Where numbers are to live that this device computes with.
+    pub fn home(&self) -> Home {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            return Home::Cuda(Arc::clone(gpu));
+        }
+        Home::Host
+    }
+
+    /// What computes: the GPU by its maker's name, or the instruction set. Devices that differ in it
+    /// round differently.
+    pub fn name(&self) -> String {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.gpu() {
+            return gpu.properties().name.clone();
+        }
+        self.cpu.isa.to_string()
+    }
+
+    /// Waits until a GPU has done all that it was asked for: before a clock is read.
+    ///
+    /// # Errors
+    /// When it failed.
+    pub fn sync(&self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.gpu() {
+            return gpu.sync();
+        }
+        Ok(())
+    }
+
+    /// The GPU, if numbers are there.
+    #[cfg(feature = "cuda")]
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.gpu.as_deref()
+    }
+}
+
+impl From<Cpu> for Device {
+    fn from(cpu: Cpu) -> Device {
+        Device {
+            cpu,
+            #[cfg(feature = "cuda")]
+            gpu: None,
+        }
+    }
+}

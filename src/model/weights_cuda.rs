@@ -1,0 +1,132 @@
+//! Weights on a GPU: copied when a model is opened, one tensor at a time, so that the host holds no
+//! second model.
+
+use crate::cuda::Gpu;
+use crate::error::{Error, Result};
+use crate::model::weights::Weights;
+use crate::ops::Linear;
+use crate::tensor::{CudaMatrix, Home, Matrix, MatrixData, Params, Values, Vector};
+use half::bf16;
+use puna_cpu::convert;
+use puna_cpu::matmul::Dense;
+use puna_cpu::quant;
+use std::sync::Arc;
+
+/// Rows that are decoded before they are copied.
+const ROWS: usize = 256;
+
+/// Moves what is not trained to the GPU. Quantised weights become bf16 there.
+///
+/// # Errors
+/// When the GPU has no room for them, or failed.
+pub fn move_weights(weights: &mut Weights, params: &Params, gpu: &Arc<Gpu>) -> Result<()> {
+    let home = Home::Cuda(Arc::clone(gpu));
+    let tied = same_bytes(&weights.tok_emb, &weights.lm_head.w);
+    matrix(&mut weights.tok_emb, params, gpu)?;
+    if tied {
+        weights.lm_head.w.data = weights.tok_emb.data.clone();
+    }
+    linear(&mut weights.lm_head, params, gpu, &home)?;
+    vector(&mut weights.out_norm, &home)?;
+    for block in &mut weights.blocks {
+        vector(&mut block.attn_norm, &home)?;
+        vector(&mut block.ffn_norm, &home)?;
+        let linears = [
+            &mut block.wq,
+            &mut block.wk,
+            &mut block.wv,
+            &mut block.wo,
+            &mut block.w1,
+            &mut block.w2,
+            &mut block.w3,
+        ];
+        for one in linears {
+            linear(one, params, gpu, &home)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether two matrices share their memory.
+fn same_bytes(a: &Matrix, b: &Matrix) -> bool {
+    match (&a.data, &b.data) {
+        (MatrixData::Dense(a, _), MatrixData::Dense(b, _)) => {
+            std::ptr::eq(a.as_slice(), b.as_slice())
+        }
+        (MatrixData::Packed(a), MatrixData::Packed(b)) => Arc::ptr_eq(a, b),
+        _ => false,
+    }
+}
+
+fn linear(layer: &mut Linear, params: &Params, gpu: &Gpu, home: &Home) -> Result<()> {
+    matrix(&mut layer.w, params, gpu)?;
+    if let Some(bias) = &mut layer.bias {
+        vector(bias, home)?;
+    }
+    for lora in &mut layer.loras {
+        matrix(&mut lora.a, params, gpu)?;
+        matrix(&mut lora.b, params, gpu)?;
+    }
+    Ok(())
+}
+
+fn vector(v: &mut Vector, home: &Home) -> Result<()> {
+    if let Vector::Fixed(values) = v {
+        let mut moved = Values::zeros(home, values.len())?;
+        moved.write(&values.read()?)?;
+        *values = moved;
+    }
+    Ok(())
+}
+
+fn matrix(w: &mut Matrix, params: &Params, gpu: &Gpu) -> Result<()> {
+    let moved = match &w.data {
+        // Parameters move by themselves; what is there already stays.
+        MatrixData::Param(_) | MatrixData::Cuda(_) => return Ok(()),
+        MatrixData::Dense(bytes, Dense::F32) => {
+            let numbers = bytes.as_slice().chunks_exact(4);
+            let of = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            CudaMatrix::F32(gpu.upload(&numbers.map(of).collect::<Vec<f32>>())?)
+        }
+        MatrixData::Dense(bytes, Dense::BF16) => {
+            let numbers = bytes.as_slice().chunks_exact(2);
+            let of = |b: &[u8]| bf16::from_le_bytes([b[0], b[1]]);
+            CudaMatrix::Bf16(gpu.upload(&numbers.map(of).collect::<Vec<bf16>>())?)
+        }
+        MatrixData::Dense(bytes, Dense::F16) => {
+            let numbers = bytes.as_slice().chunks_exact(2);
+            let of = |b: &[u8]| half::f16::from_le_bytes([b[0], b[1]]);
+            CudaMatrix::F16(gpu.upload(&numbers.map(of).collect::<Vec<half::f16>>())?)
+        }
+        MatrixData::Packed(_) | MatrixData::Blocks(..) => decoded(w, params, gpu)?,
+    };
+    w.data = MatrixData::Cuda(Arc::new(moved));
+    Ok(())
+}
+
+/// A quantised matrix as bf16.
+fn decoded(w: &Matrix, _: &Params, gpu: &Gpu) -> Result<CudaMatrix> {
+    let mut out = gpu.alloc::<bf16>(w.n * w.k)?;
+    let mut wide = vec![0.0; w.k];
+    let mut low = vec![bf16::ZERO; ROWS.min(w.n) * w.k];
+    for first in (0..w.n).step_by(ROWS) {
+        let rows = first..(first + ROWS).min(w.n);
+        for row in rows.clone() {
+            match &w.data {
+                MatrixData::Packed(packed) => packed.decode_row(&mut wide, row),
+                MatrixData::Blocks(bytes, block) => {
+                    let size = block.row_bytes(w.k);
+                    let bytes = &bytes.as_slice()[row * size..(row + 1) * size];
+                    quant::decode_row(*block, &mut wide, bytes);
+                }
+                _ => return Err(Error::Unsupported(format!("{w:?} on a GPU"))),
+            }
+            let at = (row - first) * w.k;
+            convert::f32_to_bf16(puna_cpu::isa::Isa::best(), &mut low[at..at + w.k], &wide);
+        }
+        let len = rows.len() * w.k;
+        let to = first * w.k;
+        gpu.write(&mut out.slice_mut().range_mut(to..to + len), &low[..len])?;
+    }
+    Ok(CudaMatrix::Bf16(out))
+}
