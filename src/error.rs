@@ -35,6 +35,30 @@ pub enum Error {
         /// Why it cannot be used.
         why: String,
     },
+    /// The driver refused a call, or a kernel failed.
+    #[error("{what}: {why}")]
+    Cuda {
+        /// The kernel or the step.
+        what: String,
+        /// The driver's own reason.
+        why: String,
+    },
+    /// A device's memory is full.
+    #[error(
+        "{device}: out of memory: {asked} bytes asked for beside {used} in use, {free} free of {total}; a shorter context, a smaller batch, --gradient-checkpointing or 4-bit weights need less"
+    )]
+    DeviceMemory {
+        /// The device.
+        device: String,
+        /// Bytes asked for.
+        asked: usize,
+        /// Bytes that this program's buffers take.
+        used: usize,
+        /// Bytes free, nothing of them in one piece that is large enough.
+        free: usize,
+        /// Bytes of the device.
+        total: usize,
+    },
     /// The operating system refused to read or write.
     #[error("{}: {source}", path.display())]
     Io {

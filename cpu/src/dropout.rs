@@ -16,11 +16,7 @@ use crate::simd::{self, Kernel, Sink, Source, Vector, get};
 /// When the lengths differ or p is not in [0, 1).
 pub fn dropout(isa: Isa, out: FloatsMut<'_>, x: Floats<'_>, p: f32, key: u64, first: u64) {
     assert_eq!(out.len(), x.len(), "dropout: lengths differ");
-    assert!((0.0..1.0).contains(&p), "dropout: probability {p} is not in [0, 1)");
-    // p < 1 in f32 is at most 1 - 2^-24, so the product is below 2^32.
-    let limit = (f64::from(p) * 4_294_967_296.0).round() as u32;
-    let factor = (1.0 / (1.0 - f64::from(p))) as f32;
-    let mask = Mask { key: spread(key), limit, factor };
+    let mask = Mask::new(p, key);
     match (out, x) {
         (FloatsMut::F32(out), Floats::F32(x)) => simd::run(isa, Dropout { out, x, mask, first }),
         (FloatsMut::F32(out), Floats::Bf16(x)) => simd::run(isa, Dropout { out, x, mask, first }),
@@ -29,14 +25,30 @@ pub fn dropout(isa: Isa, out: FloatsMut<'_>, x: Floats<'_>, p: f32, key: u64, fi
     }
 }
 
-struct Mask {
-    key: u64,
-    /// Hashes below it are dropped.
-    limit: u32,
-    factor: f32,
+/// The mask of a key, in the numbers that a kernel on any device makes it from.
+#[derive(Clone, Copy, Debug)]
+pub struct Mask {
+    /// The key, its bits spread.
+    pub key: u64,
+    /// Elements whose hash is below are dropped.
+    pub limit: u32,
+    /// What the others are multiplied with.
+    pub factor: f32,
 }
 
 impl Mask {
+    /// The mask of `key` that drops with probability `p`.
+    ///
+    /// # Panics
+    /// When p is not in [0, 1).
+    pub fn new(p: f32, key: u64) -> Mask {
+        assert!((0.0..1.0).contains(&p), "dropout: probability {p} is not in [0, 1)");
+        // p < 1 in f32 is at most 1 - 2^-24, so the product is below 2^32.
+        let limit = (f64::from(p) * 4_294_967_296.0).round() as u32;
+        let factor = (1.0 / (1.0 - f64::from(p))) as f32;
+        Mask { key: spread(key), limit, factor }
+    }
+
     /// What element `at` is multiplied with.
     ///
     /// The lower half of the position and of the key make a first hash, the upper halves change it

@@ -9,6 +9,19 @@ use crate::cuda::Gpu;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 
+/// Which device is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// A CUDA device by its number.
+    Cuda(usize),
+    /// CUDA's kernels, run on the CPU for tests.
+    #[cfg(feature = "cuda-host")]
+    Harness,
+}
+
 /// The CPU, and the GPU where a model lives on one: what is small and awkward stays on the CPU.
 pub struct Device {
     /// Instruction set and team.
@@ -41,6 +54,25 @@ impl Device {
     /// As [`Cpu::with_team`].
     pub fn with_team(team: Team) -> Result<Device> {
         Ok(Cpu::with_team(team)?.into())
+    }
+
+    /// The same, with the GPU that `place` names.
+    ///
+    /// # Errors
+    /// When there is none, or this build has no kernels for it.
+    pub fn at(self, place: Place) -> Result<Device> {
+        match place {
+            Place::Cpu => Ok(self),
+            #[cfg(feature = "cuda")]
+            Place::Cuda(index) => Ok(Device { gpu: Some(Arc::new(Gpu::open(index)?)), ..self }),
+            #[cfg(feature = "cuda-host")]
+            Place::Harness => Ok(Device { gpu: Some(Arc::new(Gpu::host()?)), ..self }),
+            #[cfg(not(feature = "cuda"))]
+            Place::Cuda(index) => Err(crate::error::Error::Device {
+                wanted: format!("cuda:{index}"),
+                why: "this build computes on the CPU only".into(),
+            }),
+        }
     }
 
     /// Where numbers are to live that this device computes with.

@@ -26,3 +26,5 @@ mod tune_open;
 pub mod tune_plan;
 mod tune_save;
 pub mod weights;
+#[cfg(feature = "cuda")]
+mod weights_cuda;

@@ -11,6 +11,9 @@ use puna_cpu::quant::BlockType;
 use std::fmt;
 use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use crate::tensor::cuda_matrix::CudaMatrix;
+
 /// Bytes that somebody else owns and keeps alive: a mapped file's tensor, or a buffer.
 #[derive(Clone)]
 pub struct Bytes(Arc<dyn AsRef<[u8]> + Send + Sync>);
@@ -38,6 +41,9 @@ pub enum MatrixData {
     Blocks(Bytes, BlockType),
     /// F32 values that an optimiser owns.
     Param(ParamId),
+    /// Elements on a CUDA device.
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<CudaMatrix>),
 }
 
 /// A weight of one dimension: a norm or a bias.
@@ -91,6 +97,8 @@ impl Matrix {
             MatrixData::Dense(_, Dense::F32) | MatrixData::Param(_) => "F32",
             MatrixData::Dense(_, Dense::F16) => "F16",
             MatrixData::Dense(_, Dense::BF16) => "BF16",
+            #[cfg(feature = "cuda")]
+            MatrixData::Cuda(w) => w.type_name(),
         }
     }
 
@@ -100,6 +108,8 @@ impl Matrix {
             MatrixData::Packed(w) => w.bytes(),
             MatrixData::Dense(bytes, _) | MatrixData::Blocks(bytes, _) => bytes.as_slice().len(),
             MatrixData::Param(_) => self.n * self.k * size_of::<f32>(),
+            #[cfg(feature = "cuda")]
+            MatrixData::Cuda(w) => w.bytes(),
         }
     }
 
@@ -111,8 +121,8 @@ impl Matrix {
         }
     }
 
-    /// The view that dense kernels of the CPU take; `None` for quantised data and for a parameter
-    /// that lives elsewhere. `params` are those of the same model.
+    /// The view that dense kernels of the CPU take; `None` for quantised data and for what lives
+    /// elsewhere. `params` are those of the same model.
     pub fn dense<'a>(&'a self, params: &'a Params) -> Option<DenseMatrix<'a>> {
         let (bytes, dtype) = match &self.data {
             MatrixData::Dense(bytes, dtype) => (bytes.as_slice(), *dtype),
@@ -120,6 +130,8 @@ impl Matrix {
                 (convert::f32_bytes(params.get(*id).value.host()?), Dense::F32)
             }
             MatrixData::Packed(_) | MatrixData::Blocks(..) => return None,
+            #[cfg(feature = "cuda")]
+            MatrixData::Cuda(_) => return None,
         };
         Some(DenseMatrix { bytes, dtype, n: self.n, k: self.k })
     }

@@ -311,10 +311,14 @@ mod tests {
     use super::*;
 
     /// Every memory that can be tested here.
+    #[cfg(feature = "cuda-host")]
     fn homes() -> Vec<Home> {
-        #[cfg(feature = "cuda-host")]
-        return vec![Home::Host, Home::Cuda(Arc::new(Gpu::host().expect("the harness")))];
-        #[cfg(not(feature = "cuda-host"))]
+        vec![Home::Host, Home::Cuda(Arc::new(Gpu::host().expect("the harness")))]
+    }
+
+    /// Every memory that can be tested here.
+    #[cfg(not(feature = "cuda-host"))]
+    fn homes() -> Vec<Home> {
         vec![Home::Host]
     }
 

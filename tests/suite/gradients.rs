@@ -224,11 +224,9 @@ fn rope_both_pairings() {
         let mut inputs = Inputs::new(6);
         let fixture = Fixture { tables: vec![inputs.matrix(5, 12)], ..Fixture::default() };
         let angle = |i: usize| (i as f32 * 0.37, 0.9);
-        let mut angles = Rotations::default();
-        angles.clear(3);
-        angles.cos.extend((0..15).map(|i| angle(i).0.cos() * angle(i).1));
-        angles.sin.extend((0..15).map(|i| angle(i).0.sin() * angle(i).1));
-        let angles = Arc::new(angles);
+        let cos = (0..15).map(|i| angle(i).0.cos() * angle(i).1).collect();
+        let sin = (0..15).map(|i| angle(i).0.sin() * angle(i).1).collect();
+        let angles = Arc::new(Rotations::new(cos, sin, 3));
         check("rope", inputs, fixture, move |cx, fixture| {
             let x = input(cx, &fixture.tables[0]);
             ops::rope(cx, x, 6, &angles, pairing).unwrap()

@@ -304,11 +304,10 @@ impl Runner<'_> {
             },
         )?;
         let half = head_dim / 2;
-        let numbers: Vec<f32> = self.numbers(ROWS * half);
-        let mut angles = Rotations::default();
-        angles.clear(half);
-        angles.cos.extend(numbers.iter().map(|angle| angle.cos()));
-        angles.sin.extend(numbers.iter().map(|angle| angle.sin()));
+        let angles: Vec<f32> = self.numbers(ROWS * half);
+        let cos = angles.iter().map(|angle| angle.cos()).collect();
+        let sin = angles.iter().map(|angle| angle.sin()).collect();
+        let angles = Rotations::new(cos, sin, half);
         self.measure(
             format!("rope {ROWS} x {dim}"),
             bytes as f64,

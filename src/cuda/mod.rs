@@ -1,0 +1,286 @@
+//! CUDA: a device, its memory, and one launcher a kernel family. The kernels are the sources in
+//! `cuda/`; what launches them stands here in a file of the same name, which checks lengths,
+//! alignment and the grid before it hands out an address. Nothing above this room sees one.
+//!
+//! Not here: tensors, shapes, and which device an operation runs on (`kernels`).
+//!
+//! The driver is loaded when a device is opened, so a binary with this room starts and works
+//! without one. With the feature "cuda-host" the same kernels run on the CPU ([`Gpu::host`]).
+//!
+//! Everything goes into one stream, in the order of the calls. So memory that is given back can be
+//! handed out again at once, and only [`Gpu::download`] and [`Gpu::sync`] wait.
+//!
+//! # Unsafe
+//! Calls of the driver and launches, each behind the checks that its comment names. The kernels
+//! themselves are not checked by this compiler: the harness runs them under AddressSanitizer.
+
+mod device;
+mod driver;
+mod elements;
+mod floats;
+#[cfg(feature = "cuda-host")]
+mod host;
+mod memory;
+mod module;
+#[cfg(feature = "cuda-host")]
+pub mod planted;
+mod tune;
+
+// The kernel families: one line each here, in `Gpu` and in `Gpu::with`, sorted.
+pub mod cross_entropy;
+pub mod elementwise;
+pub mod embedding;
+pub mod flash;
+pub mod lora;
+pub mod matmul;
+pub mod optim;
+pub mod rms_norm;
+pub mod rope;
+pub mod sample;
+pub mod swiglu;
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+pub use device::Properties;
+use device::{Backend, Device};
+use driver::Driver;
+pub use floats::{Floats, FloatsMut};
+#[cfg(feature = "cuda-host")]
+use host::Host;
+pub use memory::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Element, MemoryUse};
+pub(crate) use module::{Function, Launch, Modules, aligned, arg, expect_len, u32_of};
+
+use crate::{Error, Result};
+
+/// Scalars and block sizes of the kernels, as bindgen reads them from `cuda/include/params.h`.
+#[allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, dead_code)]
+#[allow(clippy::all, unsafe_code)]
+pub(crate) mod params {
+    include!(concat!(env!("OUT_DIR"), "/params.rs"));
+}
+
+/// An opened device with its memory, its stream and the kernels.
+///
+/// Buffers and slices belong to the `Gpu` that made them; an address does not say whose it is, so a
+/// program that opens two keeps them apart.
+pub struct Gpu {
+    device: Arc<Device>,
+    // Looked up when the device is opened: a misspelt name fails there.
+    cross_entropy: cross_entropy::CrossEntropy,
+    elementwise: elementwise::Elementwise,
+    embedding: embedding::Embedding,
+    flash: flash::Flash,
+    lora: lora::Lora,
+    matmul: matmul::Matmul,
+    optim: optim::Optim,
+    rms_norm: rms_norm::RmsNorm,
+    rope: rope::Rope,
+    sample: sample::Sample,
+    swiglu: swiglu::SwiGlu,
+}
+
+impl Gpu {
+    /// Opens the driver's device of this number and loads the kernels.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with the reason: no driver, one that is too old, no such device, a device
+    /// that is too old, or no kernels in this build.
+    pub fn open(index: usize) -> Result<Gpu> {
+        let wanted = || format!("cuda:{index}");
+        if module::FATBINS.is_empty() {
+            let why = format!("this build has no kernels for GPUs: {}", module::WHY_NONE);
+            return Err(Error::Device { wanted: wanted(), why });
+        }
+        let driver = Driver::open(index)?;
+        Gpu::with(Backend::Driver(driver))
+    }
+
+    /// A device whose kernels run in this process, on the CPU: for tests. `PUNA_HOST_ORDER` says in
+    /// which order the threads of a block take turns (`cuda/host/schedule.cpp`).
+    ///
+    /// # Errors
+    /// When `PUNA_HOST_ORDER` is no such order.
+    #[cfg(feature = "cuda-host")]
+    pub fn host() -> Result<Gpu> {
+        let order = match std::env::var("PUNA_HOST_ORDER") {
+            Err(_) => 0,
+            Ok(text) => text.parse().map_err(|_| {
+                Error::config("PUNA_HOST_ORDER", &text, "wanted a number, 0 to 4 or 10 to 14")
+            })?,
+        };
+        Gpu::host_in_order(order)
+    }
+
+    /// [`Gpu::host`] with this order.
+    ///
+    /// # Errors
+    /// When there is no such order.
+    #[cfg(feature = "cuda-host")]
+    pub fn host_in_order(order: u32) -> Result<Gpu> {
+        Gpu::with(Backend::Host(Host::new(order)?))
+    }
+
+    #[cfg(feature = "cuda-host")]
+    fn is_host(&self) -> bool {
+        matches!(self.device.backend, Backend::Host(_))
+    }
+
+    /// A kernel that no family has, of the harness.
+    #[cfg(feature = "cuda-host")]
+    fn host_function(&self, name: &'static str) -> Result<Function> {
+        if !self.is_host() {
+            return Err(Error::Unsupported(format!("{name} on a GPU")));
+        }
+        Modules::load(&self.device)?.function(name)
+    }
+
+    fn with(backend: Backend) -> Result<Gpu> {
+        let device = Arc::new(Device::new(backend));
+        let modules = Modules::load(&device)?;
+        Ok(Gpu {
+            cross_entropy: cross_entropy::CrossEntropy::load(&modules)?,
+            elementwise: elementwise::Elementwise::load(&modules)?,
+            embedding: embedding::Embedding::load(&modules)?,
+            flash: flash::Flash::load(&modules)?,
+            lora: lora::Lora::load(&modules)?,
+            matmul: matmul::Matmul::load(&modules)?,
+            optim: optim::Optim::load(&modules)?,
+            rms_norm: rms_norm::RmsNorm::load(&modules)?,
+            rope: rope::Rope::load(&modules)?,
+            sample: sample::Sample::load(&modules)?,
+            swiglu: swiglu::SwiGlu::load(&modules)?,
+            device,
+        })
+    }
+
+    /// Name and sizes of the device.
+    pub fn properties(&self) -> &Properties {
+        self.device.properties()
+    }
+
+    /// Compute capability times ten: 90 for Hopper.
+    pub fn sm(&self) -> u32 {
+        let (major, minor) = self.properties().capability;
+        10 * major + minor
+    }
+
+    /// Room for `len` elements, of any content. Memory that was given back is handed out again, the
+    /// latest first, so steady work allocates nothing and sees the same addresses.
+    ///
+    /// # Errors
+    /// [`Error::DeviceMemory`] when it is full.
+    pub fn alloc<T: Element>(&self, len: usize) -> Result<DeviceBuffer<T>> {
+        DeviceBuffer::new(&self.device, len)
+    }
+
+    /// A buffer with these elements.
+    ///
+    /// # Errors
+    /// As [`Gpu::alloc`]; or when the device failed.
+    pub fn upload<T: Element>(&self, host: &[T]) -> Result<DeviceBuffer<T>> {
+        let mut buffer = self.alloc(host.len())?;
+        self.write(&mut buffer.slice_mut(), host)?;
+        Ok(buffer)
+    }
+
+    /// Copies `from` into a buffer of the same length; `from` may change as soon as this returns.
+    ///
+    /// # Errors
+    /// When the lengths differ, or the device failed.
+    pub fn write<T: Element>(&self, to: &mut DeviceSliceMut<'_, T>, from: &[T]) -> Result<()> {
+        expect_len("write to the device", "from", from.len(), to.len())?;
+        self.device.upload(to.address(), from)
+    }
+
+    /// Copies from the device; waits for everything before.
+    ///
+    /// # Errors
+    /// When the lengths differ, or the device failed; also if in an earlier kernel.
+    pub fn download<T: Element>(&self, from: &DeviceSlice<'_, T>, to: &mut [T]) -> Result<()> {
+        expect_len("download from the device", "to", to.len(), from.len())?;
+        self.device.download(from.address(), to)
+    }
+
+    /// Copies within the device.
+    ///
+    /// # Errors
+    /// When the lengths differ, or the device failed.
+    pub fn copy<T: Element>(
+        &self,
+        to: &mut DeviceSliceMut<'_, T>,
+        from: &DeviceSlice<'_, T>,
+    ) -> Result<()> {
+        expect_len("copy on the device", "from", from.len(), to.len())?;
+        self.device.copy(to.address(), from.address(), size_of::<T>() * to.len())
+    }
+
+    /// Makes every byte zero.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn fill_zero<T: Element>(&self, to: &mut DeviceSliceMut<'_, T>) -> Result<()> {
+        self.device.fill_zero(to.address(), size_of::<T>() * to.len())
+    }
+
+    /// Waits until everything is done.
+    ///
+    /// # Errors
+    /// When the device failed, also if in an earlier kernel.
+    pub fn sync(&self) -> Result<()> {
+        self.device.sync()
+    }
+
+    /// Milliseconds that the device spends on what `work` asks of it. Waits.
+    ///
+    /// # Errors
+    /// `work`'s own, or when the device failed.
+    pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<f32> {
+        self.device.time(work)
+    }
+
+    /// What the buffers take, and what is kept for the next ones.
+    pub fn memory_use(&self) -> MemoryUse {
+        self.device.memory_use()
+    }
+
+    /// Gives memory that no buffer uses back to the driver.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn trim(&self) -> Result<()> {
+        self.device.trim()
+    }
+
+    /// Queues one kernel.
+    ///
+    /// # Errors
+    /// When the shape is beyond the device's limits, or the device failed; of the host harness also
+    /// what it found wrong in the kernel.
+    ///
+    /// # Safety
+    /// `args` points to one value for each of the kernel's parameters, of its type, in order. Every
+    /// address among them belongs to this device and has as many elements behind it as the kernel
+    /// touches, aligned as it wants them; what it writes is borrowed mutably until the call returns.
+    pub(crate) unsafe fn launch(
+        &self,
+        function: &Function,
+        shape: Launch,
+        args: &mut [*mut c_void],
+    ) -> Result<()> {
+        // SAFETY: the caller's promise is the one that is asked for.
+        unsafe { function.launch(&self.device, shape, args) }
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gpu").field("properties", self.properties()).finish()
+    }
+}
+
+/// What the harness was compiled with: `address`, `race` or nothing.
+#[cfg(feature = "cuda-host")]
+pub fn host_sanitizer() -> &'static str {
+    host::sanitizer()
+}

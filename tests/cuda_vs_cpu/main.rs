@@ -1,0 +1,17 @@
+//! Every kernel family against f64 references, on a GPU or on the host harness (`PUNA_CUDA`, see
+//! `support::gpu`). One line a family, sorted.
+
+mod stored;
+mod support;
+
+mod cross_entropy;
+mod elementwise;
+mod embedding;
+mod harness;
+mod lora;
+mod matmul;
+mod optim;
+mod rms_norm;
+mod rope;
+mod sample;
+mod swiglu;
