@@ -195,6 +195,7 @@ fn check(gpu: &Gpu, case: &Case, kernel: Kernel, seed: u64) -> bool {
                 true => bf16.check().iter().map(|x| x.to_f32()).collect(),
                 false => f32.check(),
             };
+            let mut telling = 0;
             for i in 0..m * n {
                 let (row, col) = (i / n, i % n);
                 let sum =
