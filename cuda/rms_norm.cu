@@ -58,12 +58,45 @@ __device__ __forceinline__ void rms_norm(T* out, const T* x, const float* w, Rms
     }
 }
 
+// N elements of a row from `at` on, beside as many of another type.
+template <class T, int N> struct Lanes {
+    T v[N];
+};
+
+template <int N, class T>
+__device__ __forceinline__ Lanes<T, N> load_lanes(const T* row, uint32_t at, uint32_t dim,
+                                                  bool vectors) {
+    constexpr int STEP = PER_16_BYTES<T>;
+    Lanes<T, N> lanes;
+#pragma unroll
+    for (int from = 0; from < N; from += STEP) {
+        const Pack16<T> chunk = load_chunk(row, at + from, dim, vectors && at + from < dim);
+#pragma unroll
+        for (int i = 0; i < STEP; ++i) lanes.v[from + i] = chunk.v[i];
+    }
+    return lanes;
+}
+
+template <int N, class T>
+__device__ __forceinline__ void store_lanes(T* row, uint32_t at, uint32_t dim, bool vectors,
+                                            const Lanes<T, N>& lanes) {
+    constexpr int STEP = PER_16_BYTES<T>;
+#pragma unroll
+    for (int from = 0; from < N; from += STEP) {
+        Pack16<T> chunk;
+#pragma unroll
+        for (int i = 0; i < STEP; ++i) chunk.v[i] = lanes.v[from + i];
+        store_chunk(row, at + from, dim, vectors && at + from < dim, chunk);
+    }
+}
+
 // With r = 1 / sqrt(mean(x^2) + eps) and xhat = x r of a row:
 // dx = r (w dout - xhat mean(w dout xhat)), overwritten or added to (dx_acc); rstd[row] = r, for
 // rms_norm_dw, where it is not null.
-// dx, dout, x [rows, dim] of T; w [dim], rstd [rows] f32; sums f32. One block a row.
-template <class T>
-__device__ __forceinline__ void rms_norm_bwd(T* dx, float* rstd, const T* dout, const T* x,
+// x [rows, dim] of T, dx and dout of D: T, or f32; w [dim], rstd [rows] f32; sums f32. One block a
+// row.
+template <class T, class D>
+__device__ __forceinline__ void rms_norm_bwd(D* dx, float* rstd, const D* dout, const T* x,
                                              const float* w, RmsNormParams p) {
     constexpr uint32_t STEP = PER_16_BYTES<T>;
     const size_t row = size_t(blockIdx.x) * p.dim;
@@ -72,7 +105,7 @@ __device__ __forceinline__ void rms_norm_bwd(T* dx, float* rstd, const T* dout, 
     float squares = 0.f, dot = 0.f;
     for (uint32_t at = first; at < p.dim; at += stride) {
         const Pack16<T> xs = load_chunk(x + row, at, p.dim, vectors);
-        const Pack16<T> ds = load_chunk(dout + row, at, p.dim, vectors);
+        const Lanes<D, STEP> ds = load_lanes<STEP>(dout + row, at, p.dim, vectors);
 #pragma unroll
         for (uint32_t i = 0; i < STEP; ++i) {
             const float value = to_f32(xs.v[i]);
@@ -89,25 +122,25 @@ __device__ __forceinline__ void rms_norm_bwd(T* dx, float* rstd, const T* dout, 
     if (rstd != nullptr && threadIdx.x == 0) rstd[blockIdx.x] = r;
     for (uint32_t at = first; at < p.dim; at += stride) {
         const Pack16<T> xs = load_chunk(x + row, at, p.dim, vectors);
-        const Pack16<T> ds = load_chunk(dout + row, at, p.dim, vectors);
-        Pack16<T> result;
-        if (p.dx_acc != 0) result = load_chunk(dx + row, at, p.dim, vectors);
+        const Lanes<D, STEP> ds = load_lanes<STEP>(dout + row, at, p.dim, vectors);
+        Lanes<D, STEP> result = {};
+        if (p.dx_acc != 0) result = load_lanes<STEP>(dx + row, at, p.dim, vectors);
 #pragma unroll
         for (uint32_t i = 0; i < STEP; ++i) {
             const float weight = at + i < p.dim ? w[at + i] : 0.f;
             const float xhat = to_f32(xs.v[i]) * r;
             float d = r * (to_f32(ds.v[i]) * weight - xhat * mean_dot);
             if (p.dx_acc != 0) d += to_f32(result.v[i]);
-            result.v[i] = from_f32<T>(d);
+            result.v[i] = from_f32<D>(d);
         }
-        store_chunk(dx + row, at, p.dim, vectors, result);
+        store_lanes<STEP>(dx + row, at, p.dim, vectors, result);
     }
 }
 
 // partials[b][col] = the sum of dout x rstd over the rows of block b of RMS_NORM_GRAD_ROWS, in order.
-// partials [ceil(rows / GRAD_ROWS), dim] f32; dout, x [rows, dim] of T; rstd [rows]; overwrites.
-template <class T>
-__device__ __forceinline__ void rms_norm_dw(float* partials, const T* dout, const T* x,
+// partials [ceil(rows / GRAD_ROWS), dim] f32; dout, x [rows, dim] of D and T; rstd [rows]; overwrites.
+template <class T, class D>
+__device__ __forceinline__ void rms_norm_dw(float* partials, const D* dout, const T* x,
                                             const float* rstd, RmsNormParams p) {
     const uint32_t col = blockIdx.x * RMS_NORM_COLUMN_THREADS + threadIdx.x;
     if (col >= p.dim) return;
@@ -139,6 +172,11 @@ extern "C" __global__ void __launch_bounds__(RMS_NORM_THREADS)
                       RmsNormParams p) {
     rms_norm_bwd(dx, rstd, dout, x, w, p);
 }
+extern "C" __global__ void __launch_bounds__(RMS_NORM_THREADS)
+    rms_norm_bwd_f32_bf16(float* dx, float* rstd, const float* dout, const bf16* x, const float* w,
+                          RmsNormParams p) {
+    rms_norm_bwd(dx, rstd, dout, x, w, p);
+}
 extern "C" __global__ void __launch_bounds__(RMS_NORM_COLUMN_THREADS)
     rms_norm_dw_f32(float* partials, const float* dout, const float* x, const float* rstd,
                     RmsNormParams p) {
@@ -147,6 +185,11 @@ extern "C" __global__ void __launch_bounds__(RMS_NORM_COLUMN_THREADS)
 extern "C" __global__ void __launch_bounds__(RMS_NORM_COLUMN_THREADS)
     rms_norm_dw_bf16(float* partials, const bf16* dout, const bf16* x, const float* rstd,
                      RmsNormParams p) {
+    rms_norm_dw(partials, dout, x, rstd, p);
+}
+extern "C" __global__ void __launch_bounds__(RMS_NORM_COLUMN_THREADS)
+    rms_norm_dw_f32_bf16(float* partials, const float* dout, const bf16* x, const float* rstd,
+                         RmsNormParams p) {
     rms_norm_dw(partials, dout, x, rstd, p);
 }
 
@@ -166,6 +209,8 @@ PUNA_KERNEL(rms_norm_f32)
 PUNA_KERNEL(rms_norm_bf16)
 PUNA_KERNEL(rms_norm_bwd_f32)
 PUNA_KERNEL(rms_norm_bwd_bf16)
+PUNA_KERNEL(rms_norm_bwd_f32_bf16)
 PUNA_KERNEL(rms_norm_dw_f32)
 PUNA_KERNEL(rms_norm_dw_bf16)
+PUNA_KERNEL(rms_norm_dw_f32_bf16)
 PUNA_KERNEL(rms_norm_dw_acc)

@@ -9,11 +9,11 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// The kernels; in pairs f32 and bf16.
+/// The kernels, by the type of x: f32, bf16; backward last bf16 with gradients in f32.
 pub(crate) struct RmsNorm {
     fwd: [Function; 2],
-    bwd: [Function; 2],
-    dw: [Function; 2],
+    bwd: [Function; 3],
+    dw: [Function; 3],
     dw_acc: Function,
 }
 
@@ -24,8 +24,16 @@ impl RmsNorm {
         };
         Ok(RmsNorm {
             fwd: pair(["rms_norm_f32", "rms_norm_bf16"])?,
-            bwd: pair(["rms_norm_bwd_f32", "rms_norm_bwd_bf16"])?,
-            dw: pair(["rms_norm_dw_f32", "rms_norm_dw_bf16"])?,
+            bwd: [
+                modules.function("rms_norm_bwd_f32")?,
+                modules.function("rms_norm_bwd_bf16")?,
+                modules.function("rms_norm_bwd_f32_bf16")?,
+            ],
+            dw: [
+                modules.function("rms_norm_dw_f32")?,
+                modules.function("rms_norm_dw_bf16")?,
+                modules.function("rms_norm_dw_f32_bf16")?,
+            ],
             dw_acc: modules.function("rms_norm_dw_acc")?,
         })
     }
@@ -110,7 +118,8 @@ pub fn rms_norm(
     unsafe { gpu.launch(function, by_rows(rows)?, &mut args) }
 }
 
-/// What [`rms_norm_bwd`] reads: `dout` and `x` [rows, dim] of one type, `w` [dim].
+/// What [`rms_norm_bwd`] reads: `dout` and `x` [rows, dim], `dout` of the type of `x` or f32, `w`
+/// [dim].
 #[derive(Clone, Copy)]
 pub struct RmsNormSaved<'a> {
     /// Gradient of the result.
@@ -127,7 +136,7 @@ pub struct RmsNormSaved<'a> {
 ///
 /// `dx = r (w dout - xhat mean(w dout xhat))` and `dw = sum over rows(dout xhat)`.
 ///
-/// `dx` is overwritten, or added to with `dx_acc`; `dw` is added to. The rows of `dw`'s sum are added
+/// `dx`, of the type of `dout`, is overwritten, or added to with `dx_acc`; `dw` is added to. The rows of `dw`'s sum are added
 /// in blocks of `RMS_NORM_GRAD_ROWS`, block after block, so its bits do not depend on the launch.
 ///
 /// # Errors
@@ -141,10 +150,18 @@ pub fn rms_norm_bwd(
 ) -> Result<()> {
     let RmsNormSaved { dout, x, w, eps } = saved;
     let (op, dim) = ("rms_norm_bwd", w.len());
-    for (name, len, dtype) in [("dx", dx.len(), dx.dtype()), ("dout", dout.len(), dout.dtype())] {
+    for (name, len) in [("dx", dx.len()), ("dout", dout.len())] {
         expect_len(op, name, len, x.len())?;
-        expect_dtype(op, name, dtype, x.dtype())?;
     }
+    expect_dtype(op, "dx", dx.dtype(), dout.dtype())?;
+    let instance = match (&dout, &x) {
+        (Floats::F32(_), Floats::F32(_)) => 0,
+        (Floats::Bf16(_), _) => {
+            expect_dtype(op, "x", x.dtype(), dout.dtype())?;
+            1
+        }
+        (Floats::F32(_), Floats::Bf16(_)) => 2,
+    };
     if let Some(dw) = &dw {
         expect_len(op, "dw", dw.len(), dim)?;
     }
@@ -152,8 +169,8 @@ pub fn rms_norm_bwd(
         return Ok(());
     }
     let rows = rows_of(op, x.len(), dim)?;
-    let bytes = x.element_bytes();
-    let of_rows = [(dx.address(), bytes), (dout.address(), bytes), (x.address(), bytes)];
+    let (bytes, of_d) = (x.element_bytes(), dout.element_bytes());
+    let of_rows = [(dx.address(), of_d), (dout.address(), of_d), (x.address(), bytes)];
     let mut p = scalars(rows, dim, eps, &of_rows)?;
     p.dx_acc = dx_acc.into();
     let n_blocks = rows.div_ceil(params::RMS_NORM_GRAD_ROWS as usize);
@@ -174,16 +191,16 @@ pub fn rms_norm_bwd(
         arg(&mut weights),
         arg(&mut p),
     ];
-    // SAFETY: dx, dout and x have `rows` times `dim` elements of the instance's type and w has `dim`,
+    // SAFETY: dx, dout and x have `rows` times `dim` elements of the instance's types and w has `dim`,
     // all compared above; rstd has `rows` or is null; `vectors` is set by the addresses.
-    unsafe { gpu.launch(&gpu.rms_norm.bwd[instance(&x)], by_rows(rows)?, &mut args) }?;
+    unsafe { gpu.launch(&gpu.rms_norm.bwd[instance], by_rows(rows)?, &mut args) }?;
     let Some(dw) = dw else { return Ok(()) };
     // The grid's second side ends at 65535 blocks: 4 million rows.
     let mut args =
         [arg(&mut partials), arg(&mut douts), arg(&mut xs), arg(&mut rstd), arg(&mut p)];
     let shape = by_columns(dim, n_blocks)?;
     // SAFETY: as above; partials has `n_blocks` times `dim` elements.
-    unsafe { gpu.launch(&gpu.rms_norm.dw[instance(&x)], shape, &mut args) }?;
+    unsafe { gpu.launch(&gpu.rms_norm.dw[instance], shape, &mut args) }?;
     let mut to = dw.address();
     let mut args = [arg(&mut to), arg(&mut partials), arg(&mut p)];
     // SAFETY: dw has `dim` elements, compared above; partials as before.
