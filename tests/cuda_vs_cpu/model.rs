@@ -92,38 +92,63 @@ fn distance(found: &[f32], wanted: &[f32]) -> f64 {
     off.sqrt() / all.sqrt().max(1e-12)
 }
 
-/// Loss and gradients of one batch on both; every tensor within `bound`.
-fn compare(model: &str, options: &TuneOptions, bound: f64) {
-    let Some([mut cpu, mut gpu]) = both(model, options) else { return };
-    // An adapter's B starts at zero, and with it the gradient of A: move both.
-    for model in [&mut cpu, &mut gpu] {
-        for param in &mut model.params_mut().0 {
-            let mut values = param.value.read().unwrap().into_owned();
-            values.iter_mut().enumerate().for_each(|(i, x)| *x += 0.01 * (i % 7) as f32);
-            param.value.write(&values).unwrap();
-        }
+/// Loss of one batch, and the gradient of every parameter, by name.
+type Gradients = (f64, Vec<(String, Vec<f32>)>);
+
+/// Runs one batch, with every parameter moved a little: an adapter's B starts at zero, and with it
+/// the gradient of A.
+fn gradients(model: &mut TuneModel) -> Gradients {
+    for param in &mut model.params_mut().0 {
+        let mut values = param.value.read().unwrap().into_owned();
+        values.iter_mut().enumerate().for_each(|(i, x)| *x += 0.01 * (i % 7) as f32);
+        param.value.write(&values).unwrap();
     }
     let batch = Batch::new(7);
     let dropout = Dropout { key: 11, first_row: 64, first_kept: 32 };
-    let run = |model: &mut TuneModel| {
-        let mut grads = Grads::zeros(model.params()).unwrap();
-        let loss = model.run(&batch.slice(), Some((&mut grads, 0.125)), dropout);
-        let names: Vec<String> = model.params().0.iter().map(|p| p.name.clone()).collect();
-        let read = grads.0.iter().map(|g| g.read().unwrap().into_owned());
-        (loss.unwrap(), names.into_iter().zip(read).collect::<Vec<_>>())
+    let mut grads = Grads::zeros(model.params()).unwrap();
+    let loss = model.run(&batch.slice(), Some((&mut grads, 0.125)), dropout).unwrap();
+    assert_eq!(loss.scored, batch.labels.iter().flatten().count());
+    let names = model.params().0.iter().map(|p| p.name.clone());
+    let read = grads.0.iter().map(|g| g.read().unwrap().into_owned());
+    (loss.nll, names.zip(read).collect())
+}
+
+/// How far each gradient is off, the loss first.
+fn distances(found: &Gradients, wanted: &Gradients) -> Vec<(String, f64)> {
+    let mut all = vec![("loss".to_owned(), (found.0 - wanted.0).abs() / wanted.0)];
+    for ((name, found), (_, wanted)) in found.1.iter().zip(&wanted.1) {
+        assert!(wanted.iter().any(|&x| x != 0.0), "{name} is all zero");
+        all.push((name.clone(), distance(found, wanted)));
+    }
+    all
+}
+
+/// Loss and gradients of one batch on both; every tensor within `bound`.
+fn compare(model: &str, options: &TuneOptions, bound: f64) {
+    let Some([mut cpu, mut gpu]) = both(model, options) else { return };
+    let (wanted, found) = (gradients(&mut cpu), gradients(&mut gpu));
+    let off = distances(&found, &wanted);
+    let faults: Vec<_> = off.iter().filter(|(_, off)| off.is_nan() || *off > bound).collect();
+    assert!(faults.is_empty(), "{model}: {faults:?}");
+}
+
+/// The same in bf16, where both are off from f32's: the GPU by at most `times` what the CPU is, or by
+/// a rounding of each of some tens of operations.
+fn compare_low(model: &str, method: TuneMethod, times: f64) {
+    let exact = options(method.clone(), Precision::F32, false);
+    let truth = gradients(&mut TuneModel::open(&fixture(model), &exact).unwrap());
+    let Some([mut cpu, mut gpu]) = both(model, &options(method, Precision::Bf16, true)) else {
+        return;
     };
-    let ((loss, wanted), (found_loss, found)) = (run(&mut cpu), run(&mut gpu));
-    let off = (found_loss.nll - loss.nll).abs() / loss.nll;
-    assert!(off < bound && found_loss.scored == loss.scored, "{model}: {found_loss:?}, {loss:?}");
+    let (by_cpu, by_gpu) = (gradients(&mut cpu), gradients(&mut gpu));
+    let (by_cpu, by_gpu) = (distances(&by_cpu, &truth), distances(&by_gpu, &truth));
     let mut faults = vec![];
-    for ((name, found), (_, wanted)) in found.iter().zip(&wanted) {
-        let off = distance(found, wanted);
-        if off.is_nan() || off > bound {
-            faults.push(format!("{model}: {name} is {off:e} off"));
+    for ((name, cpu), (_, gpu)) in by_cpu.iter().zip(&by_gpu) {
+        if gpu.is_nan() || *gpu > (times * cpu).max(0.02) {
+            faults.push(format!("{model}: {name} is {gpu:.4} off, on the CPU {cpu:.4}"));
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
-    assert!(wanted.iter().any(|(_, g)| g.iter().any(|&x| x != 0.0)), "{model}: all zero");
 }
 
 #[test]
@@ -141,10 +166,9 @@ fn gradients_of_adapters_are_those_of_the_cpu() {
 }
 
 #[test]
-fn gradients_in_bf16_are_near_those_of_the_cpu() {
-    // Roundings to 8 bits at every step of some tens of operations, in other orders.
-    compare("mini-gqa", &options(full(), Precision::Bf16, false), 0.05);
-    compare("mini-mha", &options(lora(), Precision::Bf16, true), 0.05);
+fn gradients_in_bf16_are_as_near_to_those_in_f32_as_the_cpu_s() {
+    compare_low("mini-gqa", full(), 2.0);
+    compare_low("mini-mha", lora(), 2.0);
 }
 
 #[test]
