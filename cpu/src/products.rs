@@ -2,11 +2,15 @@
 //! once, and the team splits all output features in one go.
 
 use crate::isa::Isa;
-use crate::matmul::{Bf16Acts, DenseActs, DenseMatrix, DenseScratch, dense_product, wants_bf16};
+use crate::matmul::{
+    Bf16Acts, DenseActs, DenseMatrix, DenseScratch, Nf4Scratch, dense_product, nf4_product,
+    wants_bf16,
+};
 use crate::qmatmul::{
     BLOCK, BlockMeta, PackedMatrix, PanelScratch, QActs, ROWS, panels_product,
     panels_product_exact, quantize,
 };
+use crate::quant::nf4::Nf4Matrix;
 use crate::team::{SharedMut, Team, part};
 use std::ops::Range;
 
@@ -22,6 +26,8 @@ pub enum Weights<'a> {
     Packed(&'a PackedMatrix),
     /// F32, F16 or BF16 elements.
     Dense(DenseMatrix<'a>),
+    /// NF4.
+    Nf4(&'a Nf4Matrix),
 }
 
 impl Weights<'_> {
@@ -30,6 +36,7 @@ impl Weights<'_> {
         match self {
             Weights::Packed(w) => w.n(),
             Weights::Dense(w) => w.n,
+            Weights::Nf4(w) => w.n(),
         }
     }
 
@@ -38,6 +45,7 @@ impl Weights<'_> {
         match self {
             Weights::Packed(w) => w.k(),
             Weights::Dense(w) => w.k,
+            Weights::Nf4(w) => w.k(),
         }
     }
 }
@@ -47,6 +55,7 @@ impl Weights<'_> {
 struct MemberScratch {
     panels: PanelScratch,
     dense: DenseScratch,
+    nf4: Nf4Scratch,
 }
 
 /// Buffers of products, grown on first use and then reused.
@@ -60,18 +69,25 @@ pub struct Scratch {
 impl Scratch {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        let bytes = |member: &MemberScratch| member.panels.bytes() + member.dense.bytes();
+        let bytes = |member: &MemberScratch| {
+            member.panels.bytes() + member.dense.bytes() + member.nf4.bytes()
+        };
         let members: usize = self.members.iter().map(bytes).sum();
         self.rounded.bytes() + self.bf16.bytes() + members
     }
 
     /// Bytes held at most after products of up to `m` rows of up to `k` inputs by a team of
-    /// `members`.
+    /// `members`, but for those with NF4 weights.
     pub fn most_bytes(m: usize, k: usize, members: usize) -> usize {
         // Codes and what comes with each 32 of them, and BF16. A vector that grew step by step may
         // hold twice what it was asked for.
         let grown = QActs::bytes_of(m, k) + Bf16Acts::bytes_of(m, k);
         2 * (grown + members * PanelScratch::bytes_of(k)) + members * DenseScratch::bytes_of(k)
+    }
+
+    /// Bytes that such products with NF4 weights hold besides.
+    pub fn most_nf4_bytes(m: usize, k: usize, members: usize) -> usize {
+        members * Nf4Scratch::bytes_of(m, k)
     }
 }
 
@@ -86,8 +102,8 @@ pub struct Product<'a> {
 /// `out = x wᵀ` for each product (at most [`MOST`]); `x` is [m, k].
 ///
 /// With `exact`, weights meet the f32 activations unrounded. Without it quantised weights meet
-/// int8 activations, and BF16 weights BF16 ones where the machine multiplies those. The same
-/// bits for any number of rows and members.
+/// int8 activations, and BF16 weights BF16 ones where the machine multiplies those; NF4 weights
+/// always meet f32 ones. The same bits for any number of rows and members.
 ///
 /// # Panics
 /// When a shape does not fit.
@@ -151,6 +167,12 @@ pub fn products(
                     // SAFETY: as above.
                     unsafe { dense_product(isa, out, *w, acts, rows, &mut scratch.dense) };
                 }
+                Weights::Nf4(w) => {
+                    let rows = units.start * UNIT..(units.end * UNIT).min(w.n());
+                    let MemberScratch { dense, nf4, .. } = scratch;
+                    // SAFETY: as above.
+                    unsafe { nf4_product(isa, out, w, x, rows, nf4, dense) };
+                }
             }
         }
     });
@@ -192,4 +214,52 @@ fn round(isa: Isa, team: &Team, acts: &mut QActs, x: &[f32], m: usize, k: usize)
         let meta = unsafe { meta.slice(rows.start * n_blocks..rows.end * n_blocks) };
         quantize(isa, codes, meta, &x[rows.start * k..rows.end * k]);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::convert;
+    use crate::matmul::Dense;
+    use crate::testing::Gen;
+
+    #[test]
+    fn nf4_weights_count_as_their_decoded_rows() {
+        let mut rng = Gen::new(4);
+        for isa in Isa::available() {
+            for (n, k) in [(70, 192), (33, 77), (1, 64)] {
+                let w = rng.normals(n * k);
+                let solo = Team::new(1).unwrap();
+                let nf4 = Nf4Matrix::of(&solo, &w, [n, k], n % 2 == 0);
+                let mut values = vec![0.0; n * k];
+                nf4.decode(isa, &mut values, 0);
+                let bytes = convert::f32_bytes(&values);
+                let dense = DenseMatrix { bytes, dtype: Dense::F32, n, k };
+                for m in [1, 5, 40] {
+                    let x = rng.normals(m * k);
+                    let product = |w: Weights<'_>, threads: usize, exact: bool| {
+                        let team = Team::new(threads).unwrap();
+                        let mut scratch = Scratch::default();
+                        // Beside another matrix, whose units come first.
+                        let (mut first, mut out) = (vec![0.0; m * n], vec![f32::NAN; m * n]);
+                        let list = &mut [
+                            Product { w: Weights::Dense(dense), out: &mut first },
+                            Product { w, out: &mut out },
+                        ];
+                        products(isa, &team, &mut scratch, &x, m, exact, list);
+                        let most = Scratch::most_bytes(m, k, threads);
+                        let most = most + Scratch::most_nf4_bytes(m, k, threads);
+                        assert!(scratch.bytes() <= most, "{} bytes", scratch.bytes());
+                        assert!(first.iter().chain(&out).all(|x| x.is_finite()));
+                        out
+                    };
+                    let wanted = product(Weights::Dense(dense), 1, true);
+                    for (threads, exact) in [(1, false), (3, false), (2, true)] {
+                        let found = product(Weights::Nf4(&nf4), threads, exact);
+                        assert!(found == wanted, "{isa} [{m}, {n}, {k}] {threads}");
+                    }
+                }
+            }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The model that a policy is not to leave: the policy without its adapter, which costs nothing, or
-//! the weights that training started from, opened a second time for inference.
+//! the weights that training started from, opened a second time for inference (or shared, where no
+//! file holds them).
 
 use crate::data::Row;
 use crate::error::{Error, Result};
@@ -33,7 +34,10 @@ impl Reference {
         }
         let adapters: Vec<PathBuf> = adapter.map(Path::to_owned).into_iter().collect();
         let options = LoadOptions { exact: true, adapters, ..LoadOptions::default() };
-        let model = policy.model().load_beside(path, &options)?;
+        let model = match adapter {
+            Some(dir) if policy.has_encoded_base() => policy.base_with(dir)?,
+            _ => policy.model().load_beside(path, &options)?,
+        };
         let ws = model.workspace();
         Ok(Reference::Model(Box::new((model, ws))))
     }

@@ -19,7 +19,7 @@ use crate::data::{NOT_SCORED, PromptOptions, PromptSet, Row, Rules, prompts};
 use crate::error::{Error, Result};
 use crate::infer::{GenerateOptions, SamplerConfig};
 use crate::model::llama::KvType;
-use crate::model::tune::{TuneMethod, TuneModel};
+use crate::model::tune::TuneModel;
 use crate::train::job::{End, Measured, digest};
 use crate::train::state::Setting;
 use crate::train::{Rows, output};
@@ -215,7 +215,7 @@ impl OnlineArgs {
         let mut optim = self.optim.clone();
         let rate = match method.method.unwrap_or(MethodFlag::Full) {
             MethodFlag::Full => usual.learning_rate,
-            MethodFlag::Lora => {
+            MethodFlag::Lora | MethodFlag::Qlora => {
                 // With dropout a policy would not be the one that drew its answers.
                 if method.adapter.is_none() {
                     method.lora_dropout.get_or_insert(0.0);
@@ -314,12 +314,9 @@ pub fn run<M: Method>(
         return Err(Error::Data { place: one.place.clone(), what }.into());
     }
     let mut rewards = args.rewards.rewards(model.model(), &Rules::default())?;
-    let adapter = match &setup.tune.method {
-        TuneMethod::Lora { adapter, .. } => adapter.clone(),
-        TuneMethod::Full => None,
-    };
+    let adapter = setup.tune.method.adapter().and_then(|(_, adapter)| adapter);
     let reference = match kind.reference {
-        true => Some(Reference::of(&model, path, adapter.as_deref())?),
+        true => Some(Reference::of(&model, path, adapter)?),
         false => None,
     };
     let mut end_ids = model.model().end_ids();

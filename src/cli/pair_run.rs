@@ -156,7 +156,7 @@ impl PairArgs {
         let pairs = &self.pairs;
         let rate = match self.method.method.unwrap_or(Method::Full) {
             Method::Full => usual.learning_rate,
-            Method::Lora => usual.lora_learning_rate,
+            Method::Lora | Method::Qlora => usual.lora_learning_rate,
         };
         let mut optim = self.optim.clone();
         optim.learning_rate.get_or_insert(rate);

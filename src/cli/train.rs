@@ -212,7 +212,11 @@ pub(super) fn identity(
     add("model_files", weights_digest(path)?);
     add("method", setup.method.name().to_owned());
     add("dtype", format!("{:?}", setup.tune.precision).to_lowercase());
-    if let TuneMethod::Lora { spec, adapter } = &setup.tune.method {
+    if let TuneMethod::QLora { double_quant, .. } = setup.tune.method {
+        add("quant_type", "nf4".to_owned());
+        add("double_quant", double_quant.to_string());
+    }
+    if let Some((spec, adapter)) = setup.tune.method.adapter() {
         let targets: Vec<&str> = spec.targets.iter().map(|target| target.hf_name()).collect();
         add("lora_r", spec.r.to_string());
         add("lora_alpha", spec.alpha.to_string());

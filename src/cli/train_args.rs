@@ -15,6 +15,8 @@ pub enum Method {
     Full,
     /// A low-rank adapter.
     Lora,
+    /// The same on weights held in 4 bits.
+    Qlora,
 }
 
 impl Method {
@@ -23,6 +25,7 @@ impl Method {
         match self {
             Method::Full => "full",
             Method::Lora => "lora",
+            Method::Qlora => "qlora",
         }
     }
 }
@@ -87,7 +90,7 @@ pub struct TrainArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Method")]
 pub struct MethodArgs {
-    /// full or lora [default: full]
+    /// full, lora or qlora [default: full]
     #[arg(long, value_name = "M", hide_possible_values = true)]
     pub method: Option<Method>,
     /// f32 or bf16 [default: f32]
@@ -111,6 +114,15 @@ pub struct MethodArgs {
     /// Start from this adapter
     #[arg(long, value_name = "DIR", alias = "lora-model-path")]
     pub adapter: Option<PathBuf>,
+    /// qlora: scales in 8 bits [default: true]
+    #[arg(
+        long,
+        value_name = "B",
+        alias = "bnb-4bit-use-double-quant",
+        action = ArgAction::Set,
+        hide_possible_values = true
+    )]
+    pub double_quant: Option<bool>,
     /// Less memory, more work, the same bits
     #[arg(long)]
     pub gradient_checkpointing: bool,

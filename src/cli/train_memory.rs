@@ -84,7 +84,10 @@ impl TrainMemory {
         let (alpha, dropout) = (LORA_ALPHA as f32, LORA_DROPOUT as f32);
         let r = args.lora_r.unwrap_or(LORA_R);
         let spec = LoraSpec { r, alpha, dropout, targets, use_rslora: false };
-        let lora = TuneMethod::Lora { spec, adapter: None };
+        let lora = TuneMethod::Lora { spec: spec.clone(), adapter: None };
+        let qlora = TuneMethod::QLora { spec, adapter: None, double_quant: true };
+        let mut methods = vec![("full", TuneMethod::Full), ("lora", lora)];
+        methods.extend(weights.can_be_nf4().then_some(("qlora", qlora)));
         let (batch_size, block_size) =
             (args.batch_size.unwrap_or(1), args.block_size.unwrap_or(512));
         let slice = slice_size(batch_size, block_size, None, true);
@@ -92,7 +95,7 @@ impl TrainMemory {
         let n_tokens = if has_tokenizer { config.vocab_size } else { 0 };
         let run = RunSize { slice, state_bytes, n_tokens };
         let mut plans = vec![];
-        for (name, method) in [("full", TuneMethod::Full), ("lora", lora)] {
+        for (name, method) in methods {
             for (dtype, precision) in [("f32", Precision::F32), ("bf16", Precision::Bf16)] {
                 let options = TuneOptions {
                     threads: args.threads.count(),

@@ -103,21 +103,25 @@ fn tune_method(args: &TrainArgs, method: Method) -> Result<TuneMethod, Failure> 
     ];
     let given = own.iter().find(|(_, given)| *given).map(|(name, _)| *name);
     let adapter = flags.adapter.clone();
-    match (method, given, adapter) {
+    if flags.double_quant.is_some() && method != Method::Qlora {
+        let message = format!("--double-quant with --method {}", method.name());
+        return refuse(message, "--method qlora holds the weights in NF4");
+    }
+    let (spec, adapter) = match (method, given, adapter) {
         (Method::Full, Some(name), _) => {
-            refuse(format!("{name} with --method full"), "--method lora trains an adapter")
+            let hint = "--method lora trains an adapter";
+            return refuse(format!("{name} with --method full"), hint);
         }
         (Method::Full, None, Some(_)) => {
-            refuse("--adapter with --method full", "--method lora goes on with an adapter")
+            let hint = "--method lora goes on with an adapter";
+            return refuse("--adapter with --method full", hint);
         }
-        (Method::Full, None, None) => Ok(TuneMethod::Full),
-        (Method::Lora, Some(name), Some(_)) => {
-            refuse(format!("{name} with --adapter"), "an adapter brings its own settings")
+        (Method::Full, None, None) => return Ok(TuneMethod::Full),
+        (_, Some(name), Some(_)) => {
+            return refuse(format!("{name} with --adapter"), "an adapter brings its own settings");
         }
-        (Method::Lora, None, Some(dir)) => {
-            Ok(TuneMethod::Lora { spec: read_spec(&dir)?, adapter: Some(dir) })
-        }
-        (Method::Lora, _, None) => {
+        (_, None, Some(dir)) => (read_spec(&dir)?, Some(dir)),
+        (_, _, None) => {
             let targets = match &flags.lora_target_modules {
                 Some(names) => LoraTarget::parse_list(names).map_err(usage)?,
                 None => LoraSpec::DEFAULT_TARGETS.to_vec(),
@@ -130,9 +134,16 @@ fn tune_method(args: &TrainArgs, method: Method) -> Result<TuneMethod, Failure> 
                 use_rslora: flags.use_rslora,
             };
             spec.check("--lora-").map_err(usage)?;
-            Ok(TuneMethod::Lora { spec, adapter: None })
+            (spec, None)
         }
-    }
+    };
+    Ok(match method {
+        Method::Qlora => {
+            let double_quant = flags.double_quant.unwrap_or(true);
+            TuneMethod::QLora { spec, adapter, double_quant }
+        }
+        _ => TuneMethod::Lora { spec, adapter },
+    })
 }
 
 fn settings(args: &TrainArgs, method: Method) -> Result<Settings, Failure> {
@@ -147,7 +158,7 @@ fn settings(args: &TrainArgs, method: Method) -> Result<Settings, Failure> {
     };
     let usual = match method {
         Method::Full => LEARNING_RATE,
-        Method::Lora => LORA_LEARNING_RATE,
+        Method::Lora | Method::Qlora => LORA_LEARNING_RATE,
     };
     Ok(Settings {
         batch_size: steps.batch_size.unwrap_or(8),

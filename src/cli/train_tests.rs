@@ -35,6 +35,11 @@ fn the_defaults_are_those_of_transformers_and_lmflow() {
     assert_eq!(lora.settings.learning_rate, 1e-4);
     let TuneMethod::Lora { spec, adapter: None } = lora.tune.method else { panic!("no adapter") };
     assert_eq!((spec.r, spec.alpha, spec.dropout, spec.use_rslora), (8, 32.0, 0.1, false));
+    let qlora = parse(&["--method", "qlora"]).ok().unwrap();
+    assert_eq!(qlora.settings.learning_rate, 1e-4);
+    let method = &qlora.tune.method;
+    assert!(matches!(method, TuneMethod::QLora { double_quant: true, adapter: None, .. }));
+    assert_eq!(method.adapter().unwrap().0, &spec);
     let names: Vec<_> = spec.targets.iter().map(|target| target.hf_name()).collect();
     assert_eq!(names, ["q_proj", "v_proj"]);
 }
@@ -126,6 +131,9 @@ const REFUSED: &[(&[&str], &[&str])] = &[
     (&["--lora-r", "4"], &["--lora-r with --method full", "--method lora"]),
     (&["--adapter", "a"], &["--adapter with --method full", "--method lora"]),
     (&["--method", "lora", "--adapter", "a", "--lora-r", "4"], &["--lora-r with --adapter"]),
+    (&["--method", "qlora", "--adapter", "a", "--lora-r", "4"], &["--lora-r with --adapter"]),
+    (&["--double-quant", "true"], &["--double-quant with --method full", "--method qlora"]),
+    (&["--method", "qlora", "--double-quant", "8"], &["--double-quant", "8"]),
     (&["--block-size", "0"], &["--block-size", "at least 1"]),
     (&["--group-texts-batch-size", "0"], &["--group-texts-batch-size", "at least 1"]),
     (&["--truncation-side", "up"], &["--truncation-side", "up"]),

@@ -42,6 +42,7 @@ pub fn gather(
         let row = id as usize;
         match &table.data {
             MatrixData::Packed(w) => w.decode_row(out, row),
+            MatrixData::Nf4(w) => w.decode(isa, out, row * k),
             MatrixData::Param(id) => {
                 let values = params.get(*id).value.floats().host_f32()?;
                 out.copy_from_slice(&values[row * k..(row + 1) * k]);

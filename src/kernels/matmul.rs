@@ -78,6 +78,7 @@ fn host_product<'a>(one: Product<'a>, params: &'a Params) -> Result<products::Pr
     let Product { w, out } = one;
     let weights = match (&w.data, w.dense(params)) {
         (MatrixData::Packed(packed), _) => Weights::Packed(packed),
+        (MatrixData::Nf4(nf4), _) => Weights::Nf4(nf4),
         (_, Some(dense)) => Weights::Dense(dense),
         (_, None) => return Err(lookups_only(w)),
     };
@@ -90,7 +91,7 @@ fn lookups_only(w: &Matrix) -> Error {
 
 /// `out = x wᵀ` for each product; `x` is [m, k]. With `exact`, weights meet the f32 activations
 /// unrounded; without it quantised weights meet int8 activations, and BF16 weights BF16 ones
-/// where the device multiplies those.
+/// where the device multiplies those. NF4 weights meet the f32 activations in any case.
 ///
 /// # Errors
 /// When a shape does not fit, a matrix is stored for look-ups only, or the device fails.
@@ -165,6 +166,7 @@ pub fn weight<'a>(w: &'a Matrix, params: &'a Params) -> Result<Factor<'a>> {
     }
     let source = match (&w.data, w.dense(params)) {
         (MatrixData::Packed(packed), _) => Source::Packed(packed),
+        (MatrixData::Nf4(nf4), _) => Source::Nf4(nf4),
         (_, Some(dense)) => Source::Dense(dense),
         (_, None) => return Err(lookups_only(w)),
     };

@@ -99,10 +99,18 @@ impl Scratch {
     }
 
     /// Bytes held at most while serving passes of up to `rows` rows with inputs of up to `k`
-    /// values, over caches like `cache`.
-    pub fn most_serving_bytes(cpu: &Cpu, rows: usize, k: usize, cache: &ScratchArgs) -> usize {
+    /// values, over caches like `cache`; with `nf4` some of the weights are NF4.
+    pub fn most_serving_bytes(
+        cpu: &Cpu,
+        rows: usize,
+        k: usize,
+        nf4: bool,
+        cache: &ScratchArgs,
+    ) -> usize {
         let members = cpu.team.len();
+        let decoded = if nf4 { products::Scratch::most_nf4_bytes(rows, k, members) } else { 0 };
         products::Scratch::most_bytes(rows, k, members)
+            + decoded
             + AttentionScratch::most_bytes(cpu.isa, cache, rows, members)
     }
 }

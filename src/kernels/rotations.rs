@@ -26,7 +26,13 @@ pub struct Rotations {
 impl Rotations {
     /// These angles, `half` a row.
     pub fn new(cos: Vec<f32>, sin: Vec<f32>, half: usize) -> Rotations {
-        Rotations { cos, sin, half, ..Rotations::default() }
+        Rotations {
+            cos,
+            sin,
+            half,
+            #[cfg(feature = "cuda")]
+            copies: OnceLock::new(),
+        }
     }
 
     /// No rows; `half` values each from now on.

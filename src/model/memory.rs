@@ -6,7 +6,7 @@ use crate::kernels::attention::{KvShape, ScratchArgs};
 use crate::model::kv_cache::{KvCache, KvType};
 use crate::model::llama::Model;
 use crate::ops::{Linear, Lora};
-use crate::tensor::{Vector, size_class};
+use crate::tensor::{MatrixData, Vector, size_class};
 use std::collections::BTreeSet;
 
 /// What a sampler holds for a token of the vocabulary: a candidate, and whether it was seen.
@@ -93,7 +93,8 @@ impl Model {
             window: c.sliding_window,
         };
         let inputs = c.dim.max(q).max(c.hidden_dim);
-        let kernels = Scratch::most_serving_bytes(&self.device.cpu, rows, inputs, &cache);
+        let nf4 = self.linears().any(|linear| matches!(linear.w.data, MatrixData::Nf4(_)));
+        let kernels = Scratch::most_serving_bytes(&self.device.cpu, rows, inputs, nf4, &cache);
         [activations, adapters, logits, choosing, lists, kernels]
             .into_iter()
             .try_fold(0usize, usize::checked_add)

@@ -14,7 +14,7 @@ use crate::model::weights::Block;
 use crate::ops;
 use crate::tensor::{DType, Grads, Matrix, Params, Pool};
 use crate::text::TextParts;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use crate::format::peft::{LoraSpec, Target as LoraTarget};
@@ -33,6 +33,27 @@ pub enum TuneMethod {
         /// Start from this adapter, whose settings replace `spec`'s.
         adapter: Option<PathBuf>,
     },
+    /// The same on a base whose blocks' linear layers are held in NF4.
+    QLora {
+        /// As for [`TuneMethod::Lora`].
+        spec: LoraSpec,
+        /// As for [`TuneMethod::Lora`].
+        adapter: Option<PathBuf>,
+        /// Whether NF4's scales are quantised too.
+        double_quant: bool,
+    },
+}
+
+impl TuneMethod {
+    /// Settings of the adapter that is trained, and where it starts from if not anew.
+    pub fn adapter(&self) -> Option<(&LoraSpec, Option<&Path>)> {
+        match self {
+            TuneMethod::Full => None,
+            TuneMethod::Lora { spec, adapter } | TuneMethod::QLora { spec, adapter, .. } => {
+                Some((spec, adapter.as_deref()))
+            }
+        }
+    }
 }
 
 /// How to open a model for training.

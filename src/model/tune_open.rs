@@ -76,7 +76,7 @@ impl TuneModel {
                 let source = Scored::new(&checkpoint, &config, options.seed)?;
                 full(&source, &config, &home, &mut params)?
             }
-            TuneMethod::Lora { spec, adapter } => {
+            TuneMethod::Lora { spec, adapter } | TuneMethod::QLora { spec, adapter, .. } => {
                 let file = match adapter {
                     Some(dir) => read_adapter(dir, &checkpoint.config)?,
                     None => init_lora(spec, &checkpoint.config, options.seed)?,
@@ -86,7 +86,12 @@ impl TuneModel {
                     return Err(Error::Unsupported(format!("{}: {what}", dir.display())));
                 }
                 let narrow = matches!(options.precision, Precision::Bf16);
-                let mut weights = Weights::load_as(&device.cpu, &checkpoint, narrow)?;
+                let mut weights = match options.method {
+                    TuneMethod::QLora { double_quant, .. } => {
+                        Weights::load_nf4(&device.cpu, &checkpoint, narrow, double_quant)?
+                    }
+                    _ => Weights::load_as(&device.cpu, &checkpoint, narrow)?,
+                };
                 attach(&mut weights, &mut params, &file, &home)?;
                 if options.score {
                     let source = Scored::new(&checkpoint, &config, options.seed)?;
@@ -109,9 +114,14 @@ impl TuneModel {
     }
 
     fn random(config_path: &Path, options: &TuneOptions, device: Device) -> Result<TuneModel> {
-        if !matches!(options.method, TuneMethod::Full) {
+        let method = match options.method {
+            TuneMethod::Full => None,
+            TuneMethod::Lora { .. } => Some("lora"),
+            TuneMethod::QLora { .. } => Some("qlora"),
+        };
+        if let Some(method) = method {
             let why = "an adapter needs weights to adapt; random weights are trained in full";
-            return Err(Error::config("method", "lora", why));
+            return Err(Error::config("method", method, why));
         }
         let mut config = Config::from_hf(&HfConfig::read(config_path)?)?;
         if options.score {
@@ -151,7 +161,7 @@ impl TuneModel {
         let weights = match &device.gpu {
             Some(gpu) => {
                 let mut weights = weights;
-                move_weights(&mut weights, &params, gpu)?;
+                move_weights(&mut weights, gpu)?;
                 weights
             }
             None => weights,
@@ -174,6 +184,54 @@ impl TuneModel {
             base: base.to_owned(),
             pool: Pool::at(home),
             scratch: Scratch::default(),
+        })
+    }
+}
+
+impl TuneModel {
+    /// Whether the frozen weights are none of the checkpoint's: they were encoded at load.
+    pub fn has_encoded_base(&self) -> bool {
+        matches!(self.options.method, TuneMethod::QLora { .. })
+    }
+
+    /// The frozen weights, shared, with the adapter in `dir` as it is there, for inference with
+    /// f32 activations: what a policy started from whose base no file holds.
+    ///
+    /// # Errors
+    /// As [`read_adapter`]; a model without an adapter of its own, whose weights are not frozen, and
+    /// a reward model, whose head is not.
+    pub fn base_with(&self, dir: &Path) -> Result<Model> {
+        let Model { config, generation, weights, device, .. } = &self.model;
+        if !self.has_adapter() || config.head != Head::Tokens {
+            return Err(Error::Unsupported("sharing weights that are trained".into()));
+        }
+        let linear = |layer: &Linear| Linear::new(layer.w.clone(), layer.bias.clone());
+        let block = |block: &Block| Block {
+            attn_norm: block.attn_norm.clone(),
+            wq: linear(&block.wq),
+            wk: linear(&block.wk),
+            wv: linear(&block.wv),
+            wo: linear(&block.wo),
+            ffn_norm: block.ffn_norm.clone(),
+            w1: linear(&block.w1),
+            w2: linear(&block.w2),
+            w3: linear(&block.w3),
+        };
+        let mut weights = Weights {
+            tok_emb: weights.tok_emb.clone(),
+            blocks: weights.blocks.iter().map(block).collect(),
+            out_norm: weights.out_norm.clone(),
+            lm_head: linear(&weights.lm_head),
+        };
+        attach_fixed(&mut weights, &read_adapter(dir, config)?);
+        Ok(Model {
+            config: config.clone(),
+            text: None,
+            generation: generation.clone(),
+            weights,
+            params: Params::default(),
+            device: Arc::clone(device),
+            exact: true,
         })
     }
 }

@@ -2,7 +2,7 @@
 //! any time of a step, item by item.
 //!
 //! ```text
-//! weights      trained: f32; frozen: as the file's pages, packed panels, or rounded to bf16
+//! weights      trained: f32; frozen: as the file's pages, packed panels, NF4, or rounded to bf16
 //! adapter      f32
 //! gradients    f32, one for each trained number
 //! optimiser    its state, f32
@@ -20,6 +20,7 @@ mod walk;
 
 use crate::error::Result;
 use crate::format::FileDType;
+use crate::model::adapter::target_of;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::Config;
 use crate::model::names::Weight;
@@ -27,6 +28,7 @@ use crate::model::tune::{Precision, TuneMethod, TuneModel, TuneOptions};
 use crate::ops::chunk_rows;
 use crate::tensor::DType;
 use puna_cpu::qmatmul::PackedMatrix;
+use puna_cpu::quant::nf4::Nf4Matrix;
 use walk::Walk;
 
 /// What a process holds besides all that depends on the model: code, the allocator, stacks.
@@ -47,6 +49,23 @@ pub struct WeightBytes {
     pub blocks: u64,
     /// Norms and biases, widened to f32.
     pub vectors: u64,
+    /// Of all these, the linear layers of the blocks.
+    pub linear: LinearBytes,
+}
+
+/// The linear layers of the blocks, which NF4 replaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinearBytes {
+    /// Of F32 matrices.
+    pub f32: u64,
+    /// Of F16 and BF16 matrices.
+    pub half: u64,
+    /// Of quantised matrices, which stay what they are.
+    pub packed: u64,
+    /// What the others take in NF4.
+    pub nf4: u64,
+    /// Likewise with scales that are quantised.
+    pub nf4_double: u64,
 }
 
 impl WeightBytes {
@@ -61,6 +80,9 @@ impl WeightBytes {
             let Some(tensor) = checkpoint.weight_opt(weight)? else { continue };
             let len = tensor.len as u64;
             let looked_up = weight == Weight::TokEmb && !tied;
+            if let (Some(_), &[n, k]) = (target_of(weight), &tensor.shape[..]) {
+                bytes.linear.add(tensor.dtype, len, [n, k]);
+            }
             match (&tensor.shape[..], tensor.dtype) {
                 (&[_, _], FileDType::F32) => bytes.f32 += len,
                 (&[n, k], FileDType::Block(block)) if !looked_up => {
@@ -74,13 +96,40 @@ impl WeightBytes {
         Ok(bytes)
     }
 
-    /// What a frozen base holds.
-    fn frozen(&self, precision: Precision) -> u64 {
-        let dense = match precision {
-            Precision::F32 => self.f32,
-            Precision::Bf16 => self.f32 / 2,
+    /// Whether a base of NF4 can be made of them: none of the layers is quantised already.
+    pub fn can_be_nf4(&self) -> bool {
+        self.linear.packed == 0
+    }
+
+    /// What a frozen base holds; `nf4` as in the method, of a base that is encoded.
+    fn frozen(&self, precision: Precision, nf4: Option<bool>) -> u64 {
+        let (replaced, encoded) = match nf4 {
+            None => (LinearBytes::default(), 0),
+            Some(false) => (self.linear, self.linear.nf4),
+            Some(true) => (self.linear, self.linear.nf4_double),
         };
-        dense + self.half + self.packed + self.blocks + self.vectors
+        let f32 = self.f32 - replaced.f32;
+        let dense = match precision {
+            Precision::F32 => f32,
+            Precision::Bf16 => f32 / 2,
+        };
+        let half = self.half - replaced.half;
+        dense + half + self.packed + encoded + self.blocks + self.vectors
+    }
+}
+
+impl LinearBytes {
+    fn add(&mut self, dtype: FileDType, len: u64, [n, k]: [usize; 2]) {
+        match dtype {
+            FileDType::F32 => self.f32 += len,
+            FileDType::Block(block) => {
+                self.packed += PackedMatrix::bytes_of(block, n, k) as u64;
+                return;
+            }
+            _ => self.half += len,
+        }
+        self.nf4 += Nf4Matrix::bytes_of(n, k, false) as u64;
+        self.nf4_double += Nf4Matrix::bytes_of(n, k, true) as u64;
     }
 }
 
@@ -126,15 +175,20 @@ pub fn memory_plan(
     run: &RunSize,
 ) -> MemoryPlan {
     let slice = run.slice;
-    let (base, trained) = match &options.method {
-        TuneMethod::Full => (0, n_parameters(config)),
-        TuneMethod::Lora { spec, .. } => {
+    let nf4 = match options.method {
+        TuneMethod::QLora { double_quant, .. } => Some(double_quant),
+        _ => None,
+    };
+    let (base, trained) = match options.method.adapter() {
+        None => (0, n_parameters(config)),
+        Some((spec, _)) => {
             let pair = |target| {
                 let (n, k) = walk::sizes(config, target);
                 (spec.r as u64).saturating_mul((n + k) as u64)
             };
             let block: u64 = spec.targets.iter().map(|&target| pair(target)).sum();
-            (weights.frozen(options.precision), block.saturating_mul(config.n_layers as u64))
+            let base = weights.frozen(options.precision, nf4);
+            (base, block.saturating_mul(config.n_layers as u64))
         }
     };
     let items = vec![
@@ -162,9 +216,9 @@ fn activations(config: &Config, options: &TuneOptions, slice: SliceSize) -> ledg
     };
     let mut walk = Walk::new(config, dtype);
     walk.checkpointing = options.gradient_checkpointing;
-    match &options.method {
-        TuneMethod::Full => walk.full = true,
-        TuneMethod::Lora { spec, .. } => {
+    match options.method.adapter() {
+        None => walk.full = true,
+        Some((spec, _)) => {
             walk.lora = Some((spec.r, &spec.targets));
             walk.dropout = spec.dropout > 0.0;
         }
@@ -222,9 +276,9 @@ impl TuneModel {
     /// # Errors
     /// A base that is gone.
     pub fn memory_plan(&self, state_bytes: usize, slice: SliceSize) -> Result<MemoryPlan> {
-        let weights = match self.options.method {
-            TuneMethod::Full => WeightBytes::default(),
-            TuneMethod::Lora { .. } => WeightBytes::of(&Checkpoint::open(&self.base)?)?,
+        let weights = match self.has_adapter() {
+            false => WeightBytes::default(),
+            true => WeightBytes::of(&Checkpoint::open(&self.base)?)?,
         };
         let n_tokens = if self.text().is_some() { self.config().vocab_size } else { 0 };
         let run = RunSize { slice, state_bytes, n_tokens };

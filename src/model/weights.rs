@@ -1,10 +1,11 @@
 //! Weights of a checkpoint, ready for the kernels: quantised matrices are read in pieces and
 //! rearranged by all threads, dense ones stay in the mapped file (or are read and rounded to
-//! bf16), vectors become f32.
+//! bf16, or encoded in NF4), vectors become f32.
 
 use crate::error::{Error, Result};
 use crate::format::{FileDType, TensorFile, TensorInfo};
 use crate::kernels::Cpu;
+use crate::model::adapter::target_of;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::Head;
 use crate::model::names::{BlockWeight, Weight};
@@ -13,8 +14,10 @@ use crate::ops::Linear;
 use crate::tensor::{Buffer, Bytes, Matrix, MatrixData, Values, Vector};
 use half::bf16;
 use puna_cpu::convert;
+use puna_cpu::isa::Isa;
 use puna_cpu::matmul::Dense;
 use puna_cpu::qmatmul::{PackedMatrix, ROWS, pack_panels};
+use puna_cpu::quant::nf4::Nf4Matrix;
 use puna_cpu::quant::{self, BlockType};
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
@@ -83,6 +86,8 @@ struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     /// Whether F32 matrices become bf16.
     narrow: bool,
+    /// Whether linear layers of blocks become NF4, and if so, whether scales are quantised too.
+    nf4: Option<bool>,
     /// Panels that need not be made.
     cache: Option<&'a PanelCache>,
     /// Quantised matrices by the names of their tensors, as they come.
@@ -91,7 +96,7 @@ struct Loader<'a> {
 
 /// Values of the checkpoint as a weight in the machine's memory.
 fn fixed(values: Vec<f32>) -> Vector {
-    Vector::Fixed(Values::from(Buffer::from_slice(&values)))
+    Vector::Fixed(Arc::new(Values::from(Buffer::from_slice(&values))))
 }
 
 impl Weights {
@@ -117,7 +122,7 @@ impl Weights {
         if let Some(cache) = &cache {
             cache.bring_in(cpu);
         }
-        let loader = Loader::new(cpu, checkpoint, false, cache.as_ref());
+        let loader = Loader { cache: cache.as_ref(), ..Loader::new(cpu, checkpoint) };
         let weights = loader.weights()?;
         let made = loader.packed.into_inner();
         if !made.is_empty() {
@@ -132,7 +137,35 @@ impl Weights {
     /// # Errors
     /// As [`Weights::load`].
     pub fn load_as(cpu: &Cpu, checkpoint: &Checkpoint, narrow: bool) -> Result<Weights> {
-        Loader::new(cpu, checkpoint, narrow, None).weights()
+        Loader { narrow, ..Loader::new(cpu, checkpoint) }.weights()
+    }
+
+    /// Likewise; the linear layers of the blocks are read in pieces and encoded in NF4, with
+    /// `double_quant` their scales too. The table, the head, norms and biases stay what they are.
+    ///
+    /// # Errors
+    /// As [`Weights::load`]; layers that are quantised already, weights that are not finite.
+    pub fn load_nf4(
+        cpu: &Cpu,
+        checkpoint: &Checkpoint,
+        narrow: bool,
+        double_quant: bool,
+    ) -> Result<Weights> {
+        // Looked for first: what comes before a layer may take its time.
+        for weight in checkpoint.config.weights().filter(|&weight| target_of(weight).is_some()) {
+            let tensor = checkpoint.weight(weight)?;
+            if let FileDType::Block(block) = tensor.dtype {
+                let why = format!(
+                    "{} of {} is {} already; --method lora trains an adapter on such weights as \
+                     they are",
+                    tensor.name,
+                    checkpoint.path.display(),
+                    block.name()
+                );
+                return Err(Error::config("method", "qlora", why));
+            }
+        }
+        Loader { narrow, nf4: Some(double_quant), ..Loader::new(cpu, checkpoint) }.weights()
     }
 
     /// Bytes that computing one token reads: every matrix once, of the table (unless tied) one
@@ -182,13 +215,9 @@ impl Failure {
 }
 
 impl<'a> Loader<'a> {
-    fn new(
-        cpu: &'a Cpu,
-        checkpoint: &'a Checkpoint,
-        narrow: bool,
-        cache: Option<&'a PanelCache>,
-    ) -> Self {
-        Loader { cpu, checkpoint, narrow, cache, packed: RefCell::default() }
+    fn new(cpu: &'a Cpu, checkpoint: &'a Checkpoint) -> Self {
+        let packed = RefCell::default();
+        Loader { cpu, checkpoint, narrow: false, nf4: None, cache: None, packed }
     }
 
     fn weights(&self) -> Result<Weights> {
@@ -237,6 +266,10 @@ impl<'a> Loader<'a> {
         };
         let dense =
             |dtype| -> Result<MatrixData> { Ok(MatrixData::Dense(self.mapped(tensor)?, dtype)) };
+        if let (Some(double_quant), Some(_)) = (self.nf4, target_of(weight)) {
+            let data = MatrixData::Nf4(Arc::new(self.nf4(tensor, [n, k], double_quant)?));
+            return Ok(Matrix { n, k, data });
+        }
         let data = match tensor.dtype {
             FileDType::F32 if self.narrow => {
                 let low = Low(self.narrowed(tensor, n, k)?);
@@ -332,6 +365,31 @@ impl<'a> Loader<'a> {
         failure.or(low)
     }
 
+    /// Reads a matrix piece by piece and encodes it, each thread its own blocks.
+    fn nf4(
+        &self,
+        tensor: &TensorInfo,
+        [n, k]: [usize; 2],
+        double_quant: bool,
+    ) -> Result<Nf4Matrix> {
+        let failure = Failure::default();
+        let files = &self.checkpoint.files;
+        let (size, isa) = (tensor.dtype.block_bytes(), self.cpu.isa);
+        let matrix = Nf4Matrix::encode(&self.cpu.team, [n, k], double_quant, &|first, out| {
+            let mut bytes = vec![0u8; size * out.len()];
+            let read = files.read_at(tensor, size * first, &mut bytes);
+            if let Err(error) = read.and_then(|()| widen(isa, tensor, out, &bytes)) {
+                failure.set(error);
+            }
+        });
+        let matrix = failure.or(matrix)?;
+        if !matrix.is_finite() {
+            let what = format!("{}: a weight that is not finite", tensor.name);
+            return Err(Error::format(files.path_of(tensor), what));
+        }
+        Ok(matrix)
+    }
+
     fn vector(&self, weight: Weight) -> Result<Vec<f32>> {
         self.widened(self.checkpoint.weight(weight)?)
     }
@@ -344,21 +402,26 @@ impl<'a> Loader<'a> {
         // Read, not mapped: a touched page of a map brings its neighbours along.
         let mut bytes = vec![0u8; tensor.len];
         self.checkpoint.files.read_at(tensor, 0, &mut bytes)?;
-        let bytes = &bytes[..];
         let mut out = vec![0.0f32; tensor.n_elements()];
-        match tensor.dtype {
-            FileDType::F32 => {
-                for (out, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
-                    *out = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                }
-            }
-            FileDType::F16 => convert::f16_bytes_to_f32(self.cpu.isa, &mut out, bytes),
-            FileDType::BF16 => convert::bf16_bytes_to_f32(self.cpu.isa, &mut out, bytes),
-            FileDType::Block(block) => quant::decode_row(block, &mut out, bytes),
-            FileDType::Other(name) => {
-                return Err(Error::Unsupported(format!("{}: values of type {name}", tensor.name)));
-            }
-        }
+        widen(self.cpu.isa, tensor, &mut out, &bytes)?;
         Ok(out)
     }
+}
+
+/// Elements of a tensor as f32; overwrites `out`.
+fn widen(isa: Isa, tensor: &TensorInfo, out: &mut [f32], bytes: &[u8]) -> Result<()> {
+    match tensor.dtype {
+        FileDType::F32 => {
+            for (out, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
+                *out = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            }
+        }
+        FileDType::F16 => convert::f16_bytes_to_f32(isa, out, bytes),
+        FileDType::BF16 => convert::bf16_bytes_to_f32(isa, out, bytes),
+        FileDType::Block(block) => quant::decode_row(block, out, bytes),
+        FileDType::Other(name) => {
+            return Err(Error::Unsupported(format!("{}: values of type {name}", tensor.name)));
+        }
+    }
+    Ok(())
 }

@@ -5,9 +5,10 @@ use crate::cuda::Gpu;
 use crate::error::{Error, Result};
 use crate::model::weights::Weights;
 use crate::ops::Linear;
-use crate::tensor::{CudaMatrix, Home, Matrix, MatrixData, Params, Values, Vector};
+use crate::tensor::{CudaMatrix, Home, Matrix, MatrixData, Values, Vector};
 use half::bf16;
 use puna_cpu::convert;
+use puna_cpu::isa::Isa;
 use puna_cpu::matmul::Dense;
 use puna_cpu::quant;
 use std::sync::Arc;
@@ -19,14 +20,14 @@ const ROWS: usize = 256;
 ///
 /// # Errors
 /// When the GPU has no room for them, or failed.
-pub fn move_weights(weights: &mut Weights, params: &Params, gpu: &Arc<Gpu>) -> Result<()> {
+pub fn move_weights(weights: &mut Weights, gpu: &Arc<Gpu>) -> Result<()> {
     let home = Home::Cuda(Arc::clone(gpu));
     let tied = same_bytes(&weights.tok_emb, &weights.lm_head.w);
-    matrix(&mut weights.tok_emb, params, gpu)?;
+    matrix(&mut weights.tok_emb, gpu)?;
     if tied {
         weights.lm_head.w.data = weights.tok_emb.data.clone();
     }
-    linear(&mut weights.lm_head, params, gpu, &home)?;
+    linear(&mut weights.lm_head, gpu, &home)?;
     vector(&mut weights.out_norm, &home)?;
     for block in &mut weights.blocks {
         vector(&mut block.attn_norm, &home)?;
@@ -41,7 +42,7 @@ pub fn move_weights(weights: &mut Weights, params: &Params, gpu: &Arc<Gpu>) -> R
             &mut block.w3,
         ];
         for one in linears {
-            linear(one, params, gpu, &home)?;
+            linear(one, gpu, &home)?;
         }
     }
     Ok(())
@@ -58,14 +59,14 @@ fn same_bytes(a: &Matrix, b: &Matrix) -> bool {
     }
 }
 
-fn linear(layer: &mut Linear, params: &Params, gpu: &Gpu, home: &Home) -> Result<()> {
-    matrix(&mut layer.w, params, gpu)?;
+fn linear(layer: &mut Linear, gpu: &Gpu, home: &Home) -> Result<()> {
+    matrix(&mut layer.w, gpu)?;
     if let Some(bias) = &mut layer.bias {
         vector(bias, home)?;
     }
     for lora in &mut layer.loras {
-        matrix(&mut lora.a, params, gpu)?;
-        matrix(&mut lora.b, params, gpu)?;
+        matrix(&mut lora.a, gpu)?;
+        matrix(&mut lora.b, gpu)?;
     }
     Ok(())
 }
@@ -74,12 +75,12 @@ fn vector(v: &mut Vector, home: &Home) -> Result<()> {
     if let Vector::Fixed(values) = v {
         let mut moved = Values::zeros(home, values.len())?;
         moved.write(&values.read()?)?;
-        *values = moved;
+        *values = Arc::new(moved);
     }
     Ok(())
 }
 
-fn matrix(w: &mut Matrix, params: &Params, gpu: &Gpu) -> Result<()> {
+fn matrix(w: &mut Matrix, gpu: &Gpu) -> Result<()> {
     let moved = match &w.data {
         // Parameters move by themselves; what is there already stays.
         MatrixData::Param(_) | MatrixData::Cuda(_) => return Ok(()),
@@ -98,15 +99,16 @@ fn matrix(w: &mut Matrix, params: &Params, gpu: &Gpu) -> Result<()> {
             let of = |b: &[u8]| half::f16::from_le_bytes([b[0], b[1]]);
             CudaMatrix::F16(gpu.upload(&numbers.map(of).collect::<Vec<half::f16>>())?)
         }
-        MatrixData::Packed(_) | MatrixData::Blocks(..) => decoded(w, params, gpu)?,
+        MatrixData::Packed(_) | MatrixData::Nf4(_) | MatrixData::Blocks(..) => decoded(w, gpu)?,
     };
     w.data = MatrixData::Cuda(Arc::new(moved));
     Ok(())
 }
 
 /// A quantised matrix as bf16.
-fn decoded(w: &Matrix, _: &Params, gpu: &Gpu) -> Result<CudaMatrix> {
+fn decoded(w: &Matrix, gpu: &Gpu) -> Result<CudaMatrix> {
     let mut out = gpu.alloc::<bf16>(w.n * w.k)?;
+    let isa = Isa::best();
     let mut wide = vec![0.0; w.k];
     let mut low = vec![bf16::ZERO; ROWS.min(w.n) * w.k];
     for first in (0..w.n).step_by(ROWS) {
@@ -114,6 +116,7 @@ fn decoded(w: &Matrix, _: &Params, gpu: &Gpu) -> Result<CudaMatrix> {
         for row in rows.clone() {
             match &w.data {
                 MatrixData::Packed(packed) => packed.decode_row(&mut wide, row),
+                MatrixData::Nf4(nf4) => nf4.decode(isa, &mut wide, row * w.k),
                 MatrixData::Blocks(bytes, block) => {
                     let size = block.row_bytes(w.k);
                     let bytes = &bytes.as_slice()[row * size..(row + 1) * size];
@@ -122,7 +125,7 @@ fn decoded(w: &Matrix, _: &Params, gpu: &Gpu) -> Result<CudaMatrix> {
                 _ => return Err(Error::Unsupported(format!("{w:?} on a GPU"))),
             }
             let at = (row - first) * w.k;
-            convert::f32_to_bf16(puna_cpu::isa::Isa::best(), &mut low[at..at + w.k], &wide);
+            convert::f32_to_bf16(isa, &mut low[at..at + w.k], &wide);
         }
         let len = rows.len() * w.k;
         let to = first * w.k;

@@ -1,5 +1,6 @@
-//! A weight matrix [n, k]: rearranged panels of a quantised format, elements used in place from the
-//! file they lie in, or a parameter that training changes.
+//! A weight matrix [n, k]: rearranged panels of a quantised format, NF4 that was made of a
+//! checkpoint's elements, elements used in place from the file they lie in, or a parameter that
+//! training changes.
 
 use crate::tensor::params::{ParamId, Params};
 use crate::tensor::values::Values;
@@ -8,6 +9,7 @@ use puna_cpu::convert;
 use puna_cpu::matmul::{Dense, DenseMatrix};
 use puna_cpu::qmatmul::PackedMatrix;
 use puna_cpu::quant::BlockType;
+use puna_cpu::quant::nf4::Nf4Matrix;
 use std::fmt;
 use std::sync::Arc;
 
@@ -35,6 +37,8 @@ impl Bytes {
 pub enum MatrixData {
     /// Quantised, in panels for the kernels.
     Packed(Arc<PackedMatrix>),
+    /// NF4 codes and scales.
+    Nf4(Arc<Nf4Matrix>),
     /// F32, F16 or BF16 elements, row-major.
     Dense(Bytes, Dense),
     /// Quantised, as the file stores it: good for looking rows up, not for products.
@@ -46,10 +50,11 @@ pub enum MatrixData {
     Cuda(Arc<CudaMatrix>),
 }
 
-/// A weight of one dimension: a norm or a bias.
+/// A weight of one dimension: a norm or a bias. Clones share the values.
+#[derive(Clone)]
 pub enum Vector {
     /// Values of the checkpoint.
-    Fixed(Values),
+    Fixed(Arc<Values>),
     /// Values that an optimiser owns.
     Param(ParamId),
 }
@@ -89,10 +94,11 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// The element type's name, as GGUF spells it.
+    /// The element type's name, as GGUF spells it where it has it.
     pub fn type_name(&self) -> &'static str {
         match &self.data {
             MatrixData::Packed(w) => w.block().name(),
+            MatrixData::Nf4(_) => "NF4",
             MatrixData::Blocks(_, block) => block.name(),
             MatrixData::Dense(_, Dense::F32) | MatrixData::Param(_) => "F32",
             MatrixData::Dense(_, Dense::F16) => "F16",
@@ -106,6 +112,7 @@ impl Matrix {
     pub fn bytes(&self) -> usize {
         match &self.data {
             MatrixData::Packed(w) => w.bytes(),
+            MatrixData::Nf4(w) => w.bytes(),
             MatrixData::Dense(bytes, _) | MatrixData::Blocks(bytes, _) => bytes.as_slice().len(),
             MatrixData::Param(_) => self.n * self.k * size_of::<f32>(),
             #[cfg(feature = "cuda")]
@@ -129,7 +136,7 @@ impl Matrix {
             MatrixData::Param(id) => {
                 (convert::f32_bytes(params.get(*id).value.host()?), Dense::F32)
             }
-            MatrixData::Packed(_) | MatrixData::Blocks(..) => return None,
+            MatrixData::Packed(_) | MatrixData::Nf4(_) | MatrixData::Blocks(..) => return None,
             #[cfg(feature = "cuda")]
             MatrixData::Cuda(_) => return None,
         };

@@ -15,6 +15,7 @@ use puna::rng::Rng;
 use puna::tensor::{Grads, Matrix, MatrixData, Param, ParamId, Params, Pool, Vector};
 use puna_cpu::buffer::Buffer;
 use puna_cpu::isa::Isa;
+use puna_cpu::quant::nf4::Nf4Matrix;
 use puna_cpu::team::Team;
 use std::sync::Arc;
 
@@ -191,6 +192,26 @@ fn linear_with_bias_and_adapters() {
         }
         let fixture = Fixture { tables, layers: vec![layer], ..Fixture::default() };
         check("linear", inputs, fixture, |cx, fixture| {
+            let x = input(cx, &fixture.tables[0]);
+            ops::linear(cx, &x, &fixture.layers[0]).unwrap()
+        });
+    }
+}
+
+#[test]
+fn linear_in_nf4_with_an_adapter() {
+    // Rows of whole blocks, and rows that share them.
+    for (k, double_quant) in [(64, true), (21, false)] {
+        let mut inputs = Inputs::new(10);
+        let tables = vec![inputs.matrix(6, k)];
+        let w = random(&mut inputs.rng, 7 * k);
+        let nf4 = Nf4Matrix::of(&Team::new(1).unwrap(), &w, [7, k], double_quant);
+        let w = Matrix { n: 7, k, data: MatrixData::Nf4(Arc::new(nf4)) };
+        let mut layer = Linear::new(w, None);
+        let (a, b) = (inputs.matrix(3, k), inputs.matrix(7, 3));
+        layer.loras.push(Lora { a, b, scale: 0.5, dropout: 0.2, key: 1 });
+        let fixture = Fixture { tables, layers: vec![layer], ..Fixture::default() };
+        check("linear in NF4", inputs, fixture, |cx, fixture| {
             let x = input(cx, &fixture.tables[0]);
             ops::linear(cx, &x, &fixture.layers[0]).unwrap()
         });

@@ -22,6 +22,7 @@ mod memory_plan;
 mod model_gradients;
 mod model_parity;
 mod panel_cache;
+mod qlora;
 mod quickstart;
 mod raft;
 mod reward;

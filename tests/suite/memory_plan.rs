@@ -101,7 +101,7 @@ fn a_run_takes_what_was_planned() {
     let plain = plans(&base, &slices);
     let again = plans(&base, &[&slices[..], &["--gradient-checkpointing"]].concat());
     check("full f32", planned(&plain, "full", "f32"), first);
-    for method in ["full", "lora"] {
+    for method in ["full", "lora", "qlora"] {
         for dtype in ["f32", "bf16"] {
             for (name, plans) in [("plain", &plain), ("again", &again)] {
                 if (method, dtype, name) == ("full", "f32", "plain") {
@@ -138,6 +138,8 @@ fn plans_follow_their_flags() {
     };
     let usual = bytes(&[], "lora", "f32");
     assert!(bytes(&[], "lora", "bf16") < usual);
+    assert!(bytes(&[], "qlora", "f32") < usual);
+    assert!(bytes(&[], "qlora", "bf16") < bytes(&[], "lora", "bf16"));
     assert!(usual < bytes(&[], "full", "f32"));
     assert!(bytes(&["--gradient-checkpointing"], "lora", "f32") < usual);
     assert!(bytes(&["--block-size=1024"], "lora", "f32") > usual);
@@ -154,7 +156,10 @@ fn plans_follow_their_flags() {
     assert_eq!(Some(sum), plan["bytes"].as_u64());
     let model = model.to_str().expect("UTF-8");
     let text = puna(&["info", model]).done().stdout;
-    assert!(text.contains("to train"), "{text}");
+    assert!(text.contains("to train") && text.contains("qlora f32"), "{text}");
+    // What is quantised already has no such plan.
+    let text = puna(&["info", "builtin"]).done().stdout;
+    assert!(text.contains("lora f32") && !text.contains("qlora"), "{text}");
 }
 
 #[test]

@@ -16,6 +16,7 @@ const SERIES: &[(&str, &str)] = &[
     ("mini-gqa", "train-full-accum2"),
     ("mini-gqa", "train-lora-qv"),
     ("mini-gqa", "train-lora-all"),
+    ("mini-gqa", "train-qlora-all"),
     ("mini-mha", "train-full"),
     ("mini-mha", "train-full-accum2"),
     ("mini-mha", "train-lora-qv"),
@@ -66,9 +67,12 @@ fn flags(model: &str, name: &str, hyper: &Value, batch: usize) -> Vec<String> {
     add("warmup-steps", text("warmup"));
     add("lr-scheduler-type", text("schedule"));
     add("method", text("tune"));
-    if text("tune") == "lora" {
+    if text("tune").contains("lora") {
         let init = fixture::dir(model).join(name.replace("train-", "") + "-init");
         add("adapter", init.to_str().expect("UTF-8").into());
+    }
+    if text("tune") == "qlora" {
+        add("double-quant", text("double_quant"));
     }
     if hyper["no_decay_norms"] == false {
         flags.push("--decay-all".into());

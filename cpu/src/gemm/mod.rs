@@ -37,6 +37,7 @@ use crate::floats::{Floats, FloatsMut};
 use crate::isa::{Isa, Level};
 use crate::matmul::DenseMatrix;
 use crate::qmatmul::PackedMatrix;
+use crate::quant::nf4::Nf4Matrix;
 use crate::team::Team;
 use job::{Job, Tile};
 use pack::{Unit, View};
@@ -51,6 +52,8 @@ pub enum Source<'a> {
     Dense(DenseMatrix<'a>),
     /// A quantised weight, decoded tile by tile.
     Packed(&'a PackedMatrix),
+    /// A weight in NF4, likewise.
+    Nf4(&'a Nf4Matrix),
 }
 
 /// A factor of a product as it is stored: `rows` x `cols`, row-major.
@@ -82,6 +85,11 @@ impl<'a> Factor<'a> {
         Factor { source: Source::Packed(w), rows: w.n(), cols: w.k(), transposed: false }
     }
 
+    /// The NF4 weights [n, k].
+    pub fn nf4(w: &'a Nf4Matrix) -> Self {
+        Factor { source: Source::Nf4(w), rows: w.n(), cols: w.k(), transposed: false }
+    }
+
     /// The transpose.
     #[must_use]
     pub fn t(mut self) -> Self {
@@ -104,6 +112,7 @@ impl<'a> Factor<'a> {
                 assert_eq!(w.bytes.len(), bytes, "bytes of weights [{rows}, {cols}]");
             }
             Source::Packed(w) => assert_eq!((w.n(), w.k()), (rows, cols), "shape of the weights"),
+            Source::Nf4(w) => assert_eq!((w.n(), w.k()), (rows, cols), "shape of the weights"),
         }
     }
 }

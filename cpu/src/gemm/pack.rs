@@ -9,6 +9,7 @@ use crate::floats::Floats;
 use crate::isa::{Isa, Level};
 use crate::matmul::Dense;
 use crate::qmatmul::{BLOCK, PackedMatrix, ROWS};
+use crate::quant::nf4::{self, Nf4Matrix};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -78,6 +79,8 @@ enum Data<'a> {
     Strided(Strided<'a>),
     /// And whether the weights' rows are the lanes.
     Packed(&'a PackedMatrix, bool),
+    /// Likewise.
+    Nf4(&'a Nf4Matrix, bool),
 }
 
 /// Where units lie that tiles read in place.
@@ -118,6 +121,7 @@ impl<'a> View<'a> {
             Source::Floats(Floats::Bf16(x)) => strided(bytes_of(x), Dense::BF16),
             Source::Dense(w) => strided(w.bytes, w.dtype),
             Source::Packed(w) => Data::Packed(w, k_inner),
+            Source::Nf4(w) => Data::Nf4(w, k_inner),
         };
         let (rows, cols) = (factor.rows, factor.cols);
         let (lanes, k) = if k_inner { (rows, cols) } else { (cols, rows) };
@@ -128,7 +132,7 @@ impl<'a> View<'a> {
     pub fn k_inner(&self) -> bool {
         match self.data {
             Data::Strided(s) => s.k_inner,
-            Data::Packed(_, k_inner) => k_inner,
+            Data::Packed(_, k_inner) | Data::Nf4(_, k_inner) => k_inner,
         }
     }
 
@@ -205,6 +209,10 @@ impl View<'_> {
                     run(w.panel_part(panel, &blocks_of(&cols, BLOCK)));
                 }
             }
+            Data::Nf4(w, k_inner) => {
+                let (rows, cols) = if k_inner { (lanes, inputs) } else { (inputs, lanes) };
+                rows.for_each(|row| run(w.row_part(row, &cols)));
+            }
         }
     }
 }
@@ -242,6 +250,8 @@ pub fn pack(
         }
         Data::Packed(w, true) => packed_rows(isa, unit, to, width, w, lanes, inputs),
         Data::Packed(w, false) => packed_inputs(isa, unit, to, width, w, lanes, inputs),
+        Data::Nf4(w, true) => nf4_rows(isa, unit, to, width, w, lanes, inputs),
+        Data::Nf4(w, false) => nf4_inputs(isa, unit, to, width, w, lanes, inputs),
     }
 }
 
@@ -305,6 +315,66 @@ fn packed_inputs(
             strided(isa, unit, to, width, from, lane.len(), row.len());
         }
     }
+}
+
+/// Rows of NF4 weights that are decoded side by side, some inputs of each.
+type Nf4Rows = [[f32; nf4::BLOCK]; 16];
+
+/// Lanes are rows of the weights.
+fn nf4_rows(
+    isa: Isa,
+    unit: Unit,
+    to: &mut [u32],
+    width: usize,
+    w: &Nf4Matrix,
+    lanes: Range<usize>,
+    inputs: Range<usize>,
+) {
+    let mut rows: Nf4Rows = [[0.0; nf4::BLOCK]; 16];
+    for first in lanes.clone().step_by(rows.len()) {
+        let lane = first..(first + rows.len()).min(lanes.end);
+        for from in inputs.clone().step_by(nf4::BLOCK) {
+            let len = nf4::BLOCK.min(inputs.end - from);
+            for (out, row) in rows.iter_mut().zip(lane.clone()) {
+                w.decode(isa, &mut out[..len], row * w.k() + from);
+            }
+            let from_rows = decoded(&rows, true);
+            let at = (from - inputs.start) / unit.inputs() * width;
+            let to = &mut to[at + lane.start - lanes.start..];
+            strided(isa, unit, to, width, from_rows, lane.len(), len);
+        }
+    }
+}
+
+/// Lanes are inputs of the weights.
+fn nf4_inputs(
+    isa: Isa,
+    unit: Unit,
+    to: &mut [u32],
+    width: usize,
+    w: &Nf4Matrix,
+    lanes: Range<usize>,
+    inputs: Range<usize>,
+) {
+    let mut rows: Nf4Rows = [[0.0; nf4::BLOCK]; 16];
+    for from in lanes.clone().step_by(nf4::BLOCK) {
+        let len = nf4::BLOCK.min(lanes.end - from);
+        for first in inputs.clone().step_by(rows.len()) {
+            let row = first..(first + rows.len()).min(inputs.end);
+            for (out, row) in rows.iter_mut().zip(row.clone()) {
+                w.decode(isa, &mut out[..len], row * w.k() + from);
+            }
+            let at = (row.start - inputs.start) / unit.inputs() * width;
+            let to = &mut to[at + from - lanes.start..];
+            strided(isa, unit, to, width, decoded(&rows, false), len, row.len());
+        }
+    }
+}
+
+/// Decoded rows as what a panel is packed from.
+fn decoded(rows: &Nf4Rows, k_inner: bool) -> Strided<'_> {
+    let bytes = bytes_of(rows.as_flattened());
+    Strided { bytes, dtype: Dense::F32, stride: nf4::BLOCK, k_inner }
 }
 
 /// `to[j, i] = from[i, j]` for `rows` by `cols` of `from`; rows of each are `to_row` and

@@ -11,6 +11,7 @@ struct Numbers {
     bf16: Vec<bf16>,
     bytes: Vec<u8>,
     packed: Option<PackedMatrix>,
+    nf4: Option<Nf4Matrix>,
     kind: Kind,
     rows: usize,
     cols: usize,
@@ -22,6 +23,8 @@ enum Kind {
     Bf16,
     Bytes(Dense),
     Blocks(BlockType),
+    /// And whether scales are quantised too.
+    Nf4(bool),
 }
 
 const KINDS: [Kind; 5] = [
@@ -35,8 +38,16 @@ const KINDS: [Kind; 5] = [
 impl Numbers {
     fn new(rng: &mut Gen, kind: Kind, rows: usize, cols: usize) -> Numbers {
         let mut f32 = rng.normals(rows * cols);
-        let mut numbers =
-            Numbers { f32: vec![], bf16: vec![], bytes: vec![0], packed: None, kind, rows, cols };
+        let mut numbers = Numbers {
+            f32: vec![],
+            bf16: vec![],
+            bytes: vec![0],
+            packed: None,
+            nf4: None,
+            kind,
+            rows,
+            cols,
+        };
         match kind {
             Kind::F32 => {}
             Kind::Bf16 => {
@@ -70,6 +81,12 @@ impl Numbers {
                 }
                 numbers.packed = Some(packed);
             }
+            Kind::Nf4(double_quant) => {
+                let team = Team::new(1).unwrap();
+                let nf4 = Nf4Matrix::of(&team, &f32, [rows, cols], double_quant);
+                nf4.decode(Isa::PORTABLE, &mut f32, 0);
+                numbers.nf4 = Some(nf4);
+            }
         }
         numbers.f32 = f32;
         numbers
@@ -84,6 +101,7 @@ impl Numbers {
                 Factor::dense(DenseMatrix { bytes: &self.bytes[1..], dtype, n: rows, k: cols })
             }
             Kind::Blocks(_) => Factor::packed(self.packed.as_ref().expect("blocks are packed")),
+            Kind::Nf4(_) => Factor::nf4(self.nf4.as_ref().expect("codes are made")),
         };
         if transposed { factor.t() } else { factor }
     }
@@ -280,6 +298,30 @@ fn quantised_factors_count_as_their_decoded_rows() {
 }
 
 #[test]
+fn nf4_factors_count_as_their_decoded_rows() {
+    let team = Team::new(2).unwrap();
+    let x = (Kind::F32, false);
+    for isa in Isa::available() {
+        let mut scratch = Scratch::default();
+        for precision in [Precision::F32, Precision::Bf16] {
+            // Rows of whole blocks, rows that share blocks, odd rows; several chunks of inputs.
+            for (i, (n, k)) in [(53, 192), (40, 200), (23, 77), (70, 1290)].into_iter().enumerate()
+            {
+                let w = Kind::Nf4(i % 2 == 0);
+                for case in [
+                    Case { m: 25, n, k, a: x, b: (w, true), alpha: 1.0 },
+                    Case { m: 25, n: k, k: n, a: x, b: (w, false), alpha: 0.5 },
+                    Case { m: n, n: 25, k, a: (w, false), b: x, alpha: 0.5 },
+                    Case { m: k, n: 25, k: n, a: (w, true), b: (Kind::F32, true), alpha: 1.0 },
+                ] {
+                    check(isa, &team, &mut scratch, precision, &case, 11);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn the_same_bits_for_any_number_of_threads_and_rows() {
     // The last is as narrow as an adapter.
     for (m, n, k) in [(150, 130, 640), (64, 9, 600), (700, 40, 65)] {
@@ -296,6 +338,7 @@ fn the_same_bits_for_any_number_of_threads_and_rows() {
                             bf16: a.bf16[..a.bf16.len().min(rows * k)].to_vec(),
                             bytes: a.bytes.clone(),
                             packed: None,
+                            nf4: None,
                             kind: if matches!(a.kind, Kind::Bytes(_)) { Kind::F32 } else { a.kind },
                             rows,
                             cols: k,

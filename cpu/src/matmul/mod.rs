@@ -17,12 +17,15 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod nf4;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
 #[cfg(test)]
 mod tests;
+
+pub use nf4::{Nf4Scratch, nf4_product};
 
 use crate::buffer::Buffer;
 use crate::convert;

@@ -1,4 +1,5 @@
 //! GGUF block formats: layout, encode, decode. One file a format family; this file names them.
+//! [`nf4`], which is none of GGUF's, stands by itself.
 //!
 //! A row of `k` weights is `k / block_len` blocks of `block_bytes` bytes, without gaps. Scales are
 //! IEEE half precision, everything is little-endian, and no field is aligned. Layouts follow the
@@ -17,6 +18,7 @@
 
 mod extent;
 mod lanes;
+pub mod nf4;
 pub mod q2_k;
 pub mod q3_k;
 pub mod q4_0;

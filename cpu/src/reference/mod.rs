@@ -3,11 +3,13 @@
 //! Functions that tests differentiate take f32 or f64, so that steps can be finer than f32.
 
 mod attention_rows;
+mod nf4;
 mod training;
 
 pub use attention_rows::{
     AttentionRowsShape, attention_rows, attention_rows_bwd, attention_rows_bwd_sizes,
 };
+pub use nf4::{nf4_decode, nf4_encode, nf4_nested};
 pub use training::{adamw, cross_entropy, differences, sgd};
 
 /// `out[m, n] = x[m, k] w[n, k]^T`.

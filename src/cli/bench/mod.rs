@@ -85,7 +85,7 @@ pub struct BenchArgs {
     /// Training steps on rows of -p tokens, -b a step
     #[arg(long)]
     pub train: bool,
-    /// With --train: full or lora [default: full]
+    /// With --train: full, lora or qlora [default: full]
     #[arg(long, value_name = "M", hide_possible_values = true)]
     pub method: Option<Method>,
     /// With --train: f32 or bf16 [default: f32]

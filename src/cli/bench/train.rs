@@ -77,6 +77,13 @@ impl Steps<'_> {
 }
 
 fn options(args: &BenchArgs, threads: usize) -> TuneOptions {
+    let spec = LoraSpec {
+        r: LORA_R,
+        alpha: LORA_ALPHA as f32,
+        dropout: 0.0,
+        targets: LoraSpec::DEFAULT_TARGETS.to_vec(),
+        use_rslora: false,
+    };
     TuneOptions {
         threads,
         precision: match args.dtype {
@@ -84,16 +91,8 @@ fn options(args: &BenchArgs, threads: usize) -> TuneOptions {
             Some(DTypeFlag::F32) | None => Precision::F32,
         },
         method: match args.method {
-            Some(Method::Lora) => TuneMethod::Lora {
-                spec: LoraSpec {
-                    r: LORA_R,
-                    alpha: LORA_ALPHA as f32,
-                    dropout: 0.0,
-                    targets: LoraSpec::DEFAULT_TARGETS.to_vec(),
-                    use_rslora: false,
-                },
-                adapter: None,
-            },
+            Some(Method::Lora) => TuneMethod::Lora { spec, adapter: None },
+            Some(Method::Qlora) => TuneMethod::QLora { spec, adapter: None, double_quant: true },
             Some(Method::Full) | None => TuneMethod::Full,
         },
         gradient_checkpointing: false,
@@ -165,7 +164,7 @@ pub fn run(args: &BenchArgs) -> Result<Value, Failure> {
         let mut optimizer = make("adamw", &OptimArgs::default(), model.params())?;
         let mut grads = Grads::zeros(model.params())?;
         let sizes = Sizes::of(model.config());
-        let adapter = if method == "lora" { model.params().n_elements() } else { 0 };
+        let adapter = if method != "full" { model.params().n_elements() } else { 0 };
         let unit = unit(model.device().cpu.isa, if in_bf16 { "BF16" } else { "F32" }, false);
         let limit = limits::with_threads(&all_limits, threads);
         let bar = args

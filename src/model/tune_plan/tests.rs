@@ -2,12 +2,20 @@ use super::*;
 use crate::autograd::Dropout;
 use crate::format::peft::{LoraSpec, Target};
 use crate::model::tune::{Slice, TuneModel};
+use crate::model::weights::Weights;
 use crate::tensor::Grads;
 use std::path::Path;
 
 fn lora(targets: &[Target], dropout: f32) -> TuneMethod {
     let spec = LoraSpec { r: 4, alpha: 8.0, dropout, targets: targets.to_vec(), use_rslora: false };
     TuneMethod::Lora { spec, adapter: None }
+}
+
+fn qlora(targets: &[Target], dropout: f32, double_quant: bool) -> TuneMethod {
+    match lora(targets, dropout) {
+        TuneMethod::Lora { spec, adapter } => TuneMethod::QLora { spec, adapter, double_quant },
+        other => other,
+    }
 }
 
 /// Sequences of `longest` tokens, of which each scores all but its last.
@@ -32,6 +40,8 @@ fn the_walk_takes_what_the_pass_takes() {
         lora(&Target::ALL, 0.0),
         lora(&Target::ALL, 0.1),
         lora(&[W1, W2], 0.1),
+        qlora(&Target::ALL, 0.1, true),
+        qlora(&[Wq, W2], 0.0, false),
     ];
     for fixture in ["mini-gqa", "mini-headdim-bias"] {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(fixture);
@@ -75,6 +85,28 @@ fn panels_have_the_planned_size() {
         for block in [BlockType::Q4_0, BlockType::Q4_K, BlockType::Q6_K] {
             let made = PackedMatrix::zeroed(block, n, k).bytes();
             assert_eq!(PackedMatrix::bytes_of(block, n, k), made);
+        }
+    }
+}
+
+#[test]
+fn a_frozen_base_holds_what_is_planned_for_it() {
+    for (fixture, nf4) in [("mini-gqa", true), ("mini-headdim-bias", false), ("mini-mha", true)] {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(fixture);
+        let bytes = WeightBytes::of(&Checkpoint::open(&dir).expect("a fixture")).expect("sizes");
+        let cpu = crate::kernels::Cpu::new(1).expect("a thread");
+        let checkpoint = Checkpoint::open(&dir).expect("a fixture");
+        for precision in [Precision::F32, Precision::Bf16] {
+            let narrow = matches!(precision, Precision::Bf16);
+            let weights = match nf4 {
+                true => Weights::load_nf4(&cpu, &checkpoint, narrow, true),
+                false => Weights::load_as(&cpu, &checkpoint, narrow),
+            };
+            let weights = weights.expect("weights");
+            let planned = bytes.frozen(precision, nf4.then_some(true));
+            let table = if checkpoint.config.tie_embeddings { 0 } else { weights.tok_emb.bytes() };
+            let held = weights.bytes_per_token() + table;
+            assert_eq!(planned - bytes.vectors, held as u64, "{fixture} {precision:?}");
         }
     }
 }
