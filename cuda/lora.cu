@@ -8,11 +8,12 @@
 //     u   += x A^T                           [128, r], a warp has 16 rows
 //   acc += bf16(s u) B^T
 //
-// Both sums are the chains of include/matmul_tile.cuh. Each block of columns computes u anew: r more
-// columns to its 128, and no second launch, no second reading of x. A block has rows of one adapter:
-// the list of tiles groups them, and rows are gathered and scattered by their index.
+// Both sums are the chains of include/matmul_tile.cuh. Each block of columns computes u anew: r
+// more columns to its 128, and no second launch, no second reading of x. A block has rows of one
+// adapter: the list of tiles groups them, and rows are gathered and scattered by their index.
 //
-// lora_shrink, lora_expand_acc: for few rows, where every row may have its own adapter.
+// lora_shrink, lora_expand_acc: what adapters of any type, rank and alignment, a row having its
+// own, add to the weight's product. Few rows of aligned bf16: lora_skinny.cu.
 #include "include/lora.h"
 #include "include/matmul_tile.cuh"
 #include "include/operand.cuh"
@@ -24,11 +25,11 @@ using Tile = TileShape<LORA_TILE, LORA_TILE, 2, 4, false, true>;
 static_assert(Tile::THREADS == LORA_THREADS, "as the launcher has it");
 static_assert(Tile::MI == Tile::WARPS_N, "16 rows of u for each warp of a row of warps");
 
-// x [.., k], W [n, k], A [adapters, r, k], B [adapters, n, r], bf16; scales [adapters], f32, or null
-// where the one of the parameters serves all. out [.., n], f32 or bf16, rounded once; u [.., r], f32,
-// x A^T unscaled, or null. `rows` lists the row of x, out and u behind each place of a tile; null: the
-// place itself, the one adapter being the first. f32 sums. Overwrites, or adds to out with
-// MATMUL_ACC. k and r are multiples of 8, rows 16-byte aligned.
+// x [.., k], W [n, k], A [adapters, r, k], B [adapters, n, r], bf16; scales [adapters], f32, or
+// null where the one of the parameters serves all. out [.., n], f32 or bf16, rounded once; u [..,
+// r], f32, x A^T unscaled, or null. `rows` lists the row of x, out and u behind each place of a
+// tile; null: the place itself, the one adapter being the first. f32 sums. Overwrites, or adds to
+// out with MATMUL_ACC. k and r are multiples of 8, rows 16-byte aligned.
 template <int RANK>
 __device__ __forceinline__ void lora(void* out, float* u_out, const bf16* x, const bf16* w,
                                      const bf16* a, const bf16* b, const float* scales,
@@ -159,13 +160,13 @@ __device__ __forceinline__ void lora(void* out, float* u_out, const bf16* x, con
 }  // namespace
 
 // Ranks up to 16, 32 and 64; columns of A behind r are zero.
-#define LORA_INSTANCE(name, RANK)                                                                   \
-    extern "C" __global__ void __launch_bounds__(LORA_THREADS)                                      \
-        name(void* out, float* u, const bf16* x, const bf16* w, const bf16* a, const bf16* b,       \
-             const float* scales, const int32_t* rows, const LoraTile* tiles, const void* bias,     \
-             LoraParams p) {                                                                        \
-        lora<RANK>(out, u, x, w, a, b, scales, rows, tiles, bias, p);                               \
-    }                                                                                               \
+#define LORA_INSTANCE(name, RANK)                                                                  \
+    extern "C" __global__ void __launch_bounds__(LORA_THREADS)                                     \
+        name(void* out, float* u, const bf16* x, const bf16* w, const bf16* a, const bf16* b,      \
+             const float* scales, const int32_t* rows, const LoraTile* tiles, const void* bias,    \
+             LoraParams p) {                                                                       \
+        lora<RANK>(out, u, x, w, a, b, scales, rows, tiles, bias, p);                              \
+    }                                                                                              \
     PUNA_KERNEL(name)
 
 LORA_INSTANCE(lora_bf16_r16, LORA_RANK_16)
@@ -174,8 +175,8 @@ LORA_INSTANCE(lora_bf16_r64, LORA_RANK_64)
 
 // u[i, j] = sum over k of x[i, k] A[adapter_of[i]][j, k], or 0 where the row has no adapter.
 //
-// u [m, r], f32; x [m, k], f32 or bf16; A [adapters, r, k], f32, bf16 or f16. f32 sums: chunk c of 8
-// inputs belongs to lane c % 32, in order; then the lanes (warp_sum). Overwrites.
+// u [m, r], f32; x [m, k], f32 or bf16; A [adapters, r, k], f32, bf16 or f16. f32 sums: chunk c of
+// 8 inputs belongs to lane c % 32, in order; then the lanes (warp_sum). Overwrites.
 extern "C" __global__ void __launch_bounds__(LORA_ROW_THREADS)
     lora_shrink(float* u, const void* x, const void* a, const int32_t* adapter_of,
                 LoraRowsParams p) {
@@ -226,10 +227,11 @@ __device__ __forceinline__ void expand_acc(O* out, const float* u, const void* b
     *to = from_f32<O>(fmaf(scales[adapter], sum, to_f32(*to)));
 }
 
-// out[i, n] += s sum over j of u[i, j] B[adapter_of[i]][n, j]; rows without adapter stay as they are.
+// out[i, n] += s sum over j of u[i, j] B[adapter_of[i]][n, j]; rows without adapter stay as they
+// are.
 //
-// out [m, n], f32 or bf16; u [m, r], f32; B [adapters, n, r], f32, bf16 or f16; s of the row's adapter.
-// f32 sums, in order. Adds.
+// out [m, n], f32 or bf16; u [m, r], f32; B [adapters, n, r], f32, bf16 or f16; s of the row's
+// adapter. f32 sums, in order. Adds.
 extern "C" __global__ void __launch_bounds__(LORA_ROW_THREADS)
     lora_expand_acc(void* out, const float* u, const void* b, const float* scales,
                     const int32_t* adapter_of, LoraRowsParams p) {

@@ -1,12 +1,13 @@
-// Layers with adapters for 1 to 16 rows, each row with an adapter of its own or none, at the speed of
-// the memory that the weight comes from: y[i] = x[i] W^T + s (x[i] A^T) B^T + bias, in two kernels.
+// Layers with adapters for 1 to 16 rows, each row with an adapter of its own or none, at the speed
+// of the memory that the weight comes from: y[i] = x[i] W^T + s (x[i] A^T) B^T + bias, in two
+// kernels.
 //
 //   lora_skinny_shrink   us = bf16(s x A^T) for the rows of each adapter
 //   lora_skinny_*        acc = x W^T, then for each adapter among the rows acc += us B^T, rows of
 //                        other adapters being zero
 //
-// The sums are the chains of lora.cu (adding zero changes no sum), so a row has the same bits here and
-// there, alone and in any company. Types and alignment as there: bf16, k and r multiples of 8.
+// The sums are the chains of lora.cu (adding zero changes no sum), so a row has the same bits here
+// and there, alone and in any company. Types and alignment as there: bf16, k and r multiples of 8.
 #include "include/lora.h"
 #include "include/skinny.cuh"
 
@@ -64,10 +65,10 @@ __device__ __forceinline__ void lora_skinny(void* out, const bf16* us, const bf1
 
 }  // namespace
 
-// us [m, r], bf16, s x A^T; u [m, r], f32, x A^T, or null; x [m, k], A [adapters, r, k], bf16; scales
-// [adapters], f32, or null where the one of the parameters serves all; adapter_of [m], negative: none;
-// null: the first for all. Blocks: 8 columns of one adapter each, adapter after adapter. Overwrites the
-// rows that have an adapter.
+// us [m, r], bf16, s x A^T; u [m, r], f32, x A^T, or null; x [m, k], A [adapters, r, k], bf16;
+// scales [adapters], f32, or null where the one of the parameters serves all; adapter_of [m],
+// negative: none; null: the first for all. Blocks: 8 columns of one adapter each, adapter after
+// adapter. Overwrites the rows that have an adapter.
 extern "C" __global__ void __launch_bounds__(SKINNY_NARROW* WARP)
     lora_skinny_shrink(bf16* us, float* u, const bf16* x, const bf16* a, const float* scales,
                        const int32_t* adapter_of, LoraParams params) {
@@ -96,8 +97,9 @@ extern "C" __global__ void __launch_bounds__(SKINNY_NARROW* WARP)
     }
 }
 
-// out [m, n], f32 or bf16, rounded once; us of lora_skinny_shrink; x [m, k], W [n, k], B [adapters, n,
-// r], bf16; adapter_of as there; bias [n], f32 or bf16, or null. Overwrites, or adds with MATMUL_ACC.
+// out [m, n], f32 or bf16, rounded once; us of lora_skinny_shrink; x [m, k], W [n, k], B [adapters,
+// n, r], bf16; adapter_of as there; bias [n], f32 or bf16, or null. Overwrites, or adds with
+// MATMUL_ACC.
 extern "C" __global__ void __launch_bounds__(SKINNY_WIDE* WARP)
     lora_skinny_wide(void* out, const bf16* us, const bf16* x, const bf16* w, const bf16* b,
                      const int32_t* adapter_of, const void* bias, LoraParams p) {

@@ -1,10 +1,11 @@
 // The products of matmul_bf16.cu and matmul_gated.cu for factors of any element type, length of row
 // and alignment: numbers are read through registers, rounded to bf16 and stored to shared memory.
 //
-// Formula, shapes and order of sums are theirs; so are the bits, where the factors are the same. One
-// stage is read ahead in registers while the one before is multiplied. Why no copy of the factors in
-// bf16 instead: it would need a buffer as large as they are, and the products that come here are
-// those with an adapter's f32 factors, which are small, and shapes that no usual model has.
+// Formula, shapes and order of sums are theirs; so are the bits, where the factors are the same.
+// One stage is read ahead in registers while the one before is multiplied. Why no copy of the
+// factors in bf16 instead: it would need a buffer as large as they are, and the products that come
+// here are those with an adapter's f32 factors, which are small, and shapes that no usual model
+// has.
 #include "include/matmul_tile.cuh"
 #include "include/operand.cuh"
 
@@ -105,11 +106,11 @@ __device__ __forceinline__ Operand factor_b(const void* b, const MatmulParams& p
 }  // namespace
 
 // Four forms.
-#define MATMUL_ANY_INSTANCE(name, TA, TB)                                                           \
-    extern "C" __global__ void __launch_bounds__(MATMUL_THREADS, 2)                                 \
-        name(void* out, const void* a, const void* b, const void* bias, MatmulParams p) {           \
-        any_product<Small<TA, TB, false>>(out, factor_a(a, p), factor_b(b, p), {}, bias, p);        \
-    }                                                                                               \
+#define MATMUL_ANY_INSTANCE(name, TA, TB)                                                          \
+    extern "C" __global__ void __launch_bounds__(MATMUL_THREADS, 2)                                \
+        name(void* out, const void* a, const void* b, const void* bias, MatmulParams p) {          \
+        any_product<Small<TA, TB, false>>(out, factor_a(a, p), factor_b(b, p), {}, bias, p);       \
+    }                                                                                              \
     PUNA_KERNEL(name)
 
 MATMUL_ANY_INSTANCE(matmul_nn_any, false, false)

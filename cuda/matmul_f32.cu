@@ -1,8 +1,8 @@
 // out = alpha a b + bias, or out += alpha a b + bias, in single precision.
 //
-// out [m, n], f32 or bf16 (rounded once); a [m, k] and b [k, n], each as stored or as the transpose of
-// what is stored, f32, bf16 or f16 read as f32; bias [n], f32 or bf16, or none. Overwrites, or adds
-// with MATMUL_ACC. Any length of row and alignment.
+// out [m, n], f32 or bf16 (rounded once); a [m, k] and b [k, n], each as stored or as the transpose
+// of what is stored, f32, bf16 or f16 read as f32; bias [n], f32 or bf16, or none. Overwrites, or
+// adds with MATMUL_ACC. Any length of row and alignment.
 //
 // Order of summation: an output element is one chain of fused multiply-adds over its inputs in
 // order, from zero, whatever the tile; so a row has the same bits in any company.
@@ -27,8 +27,8 @@ template <int TILE, int THREADS> struct Ahead {
     float v[READ];
 
     // `k_inner`: the factor is stored [lanes, k], else [k, lanes].
-    __device__ __forceinline__ void read(const Operand& x, bool k_inner, int first, int k0, int lanes,
-                                         int k) {
+    __device__ __forceinline__ void read(const Operand& x, bool k_inner, int first, int k0,
+                                         int lanes, int k) {
         const int i = int(threadIdx.x);
         // Neighbouring threads have neighbouring lanes in both cases, for the stores' sake.
         const int64_t lane = first + (k_inner ? i % TILE : i % (TILE / READ) * READ);

@@ -1,13 +1,13 @@
 // out = alpha a b^T + bias, or out += alpha a b^T + bias, by the warp-group products of compute
-// capability 9.0: the form that prompts and training use most. **Has never run**: it is compiled, and
-// not chosen by any launcher.
+// capability 9.0: the form that prompts and training use most. **Has never run**: it is compiled,
+// and not chosen by any launcher.
 //
-// out [m, n], f32 or bf16 (rounded once); a [m, k] and b [n, k], bf16, 16-byte aligned, k a multiple of
-// 8; bias [n], f32 or bf16, or none. f32 sums, 16 inputs at a time in order, as in
+// out [m, n], f32 or bf16 (rounded once); a [m, k] and b [n, k], bf16, 16-byte aligned, k a
+// multiple of 8; bias [n], f32 or bf16, or none. f32 sums, 16 inputs at a time in order, as in
 // include/matmul_tile.cuh; whether the bits are those of mma.m16n8k16 is for a GPU to say.
 //
 //   one warp group   copies stage after stage by cp.async, and says when one has landed (`full`)
-//   two warp groups  64 x 256 outputs each: wait for a stage, multiply, say when it is free (`empty`)
+//   two warp groups  64 x 256 outputs each: wait for a stage, multiply, say it is free (`empty`)
 #include "include/matmul_tile.cuh"
 #include "include/ptx_sm90a.cuh"
 
@@ -24,8 +24,9 @@ struct Barriers {
     uint64_t full[STAGES], empty[STAGES];
 };
 
-__device__ __forceinline__ void produce(bf16* ring, Barriers& barriers, const bf16* a, const bf16* b,
-                                        int row0, int col0, int stages, const MatmulParams& p) {
+__device__ __forceinline__ void produce(bf16* ring, Barriers& barriers, const bf16* a,
+                                        const bf16* b, int row0, int col0, int stages,
+                                        const MatmulParams& p) {
     FactorCopy<false, BM, GROUP, BK> copy_a;
     FactorCopy<false, BN, GROUP, BK> copy_b;
     copy_a.begin(a, row0, p.m, p.k);
@@ -68,7 +69,7 @@ __device__ __forceinline__ void consume(float (&acc)[128], const bf16* ring, Bar
     wgmma_wait<0>();
 }
 
-template <class O>
+template <bool PLAIN, class O>
 __device__ __forceinline__ void store(O* out, const void* bias, const MatmulParams& p,
                                       const float (&acc)[128], int row0, int col0) {
 #pragma unroll
@@ -77,8 +78,13 @@ __device__ __forceinline__ void store(O* out, const void* bias, const MatmulPara
         if (row >= p.m) continue;
 #pragma unroll
         for (int j = 0; j < BN / 8; ++j) {
-            put_pair(out, bias, p, size_t(row), col0 + j * 8 + acc_col(0), acc[4 * j + 2 * half],
-                     acc[4 * j + 2 * half + 1]);
+            const int col = col0 + j * 8 + acc_col(0);
+            const float v0 = acc[4 * j + 2 * half], v1 = acc[4 * j + 2 * half + 1];
+            if constexpr (PLAIN) {
+                put_plain_pair(out, p, size_t(row), col, v0, v1);
+            } else {
+                put_pair(out, bias, p, size_t(row), col, v0, v1);
+            }
         }
     }
 }
@@ -114,9 +120,17 @@ extern "C" __global__ void __launch_bounds__(WGMMA_THREADS, 1)
     for (int i = 0; i < 128; ++i) acc[i] = 0.f;
     consume(acc, ring, barriers, group, stages);
     const int warp_row = row0 + group * 64 + warp_id() % 4 * 16;
+    const bool plain = is_plain(bias, p);
     if (p.flags & MATMUL_OUT_BF16) {
-        store(static_cast<bf16*>(out), bias, p, acc, warp_row, col0);
+        bf16* const to = static_cast<bf16*>(out);
+        if (plain) {
+            store<true>(to, bias, p, acc, warp_row, col0);
+        } else {
+            store<false>(to, bias, p, acc, warp_row, col0);
+        }
+    } else if (plain) {
+        store<true>(static_cast<float*>(out), bias, p, acc, warp_row, col0);
     } else {
-        store(static_cast<float*>(out), bias, p, acc, warp_row, col0);
+        store<false>(static_cast<float*>(out), bias, p, acc, warp_row, col0);
     }
 }

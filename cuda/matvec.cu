@@ -1,5 +1,5 @@
-// Products of 1 to 16 rows with weights in unrounded single precision, bound by memory for few rows:
-// out = alpha x W^T + bias, or out += alpha x W^T + bias.
+// Products of 1 to 16 rows with weights in unrounded single precision, bound by memory for few
+// rows: out = alpha x W^T + bias, or out += alpha x W^T + bias.
 //
 // out [m, n], f32 or bf16 (rounded once); x [m, k], f32, bf16 or f16; weights [n, k], f32, bf16 or
 // f16; all read as f32; bias [n], f32 or bf16, or none. f32 sums. Overwrites, or adds with
@@ -7,8 +7,8 @@
 //
 // Order of summation: chunk c of MATVEC_CHUNK inputs belongs to thread c % MATVEC_THREADS, which
 // adds its inputs in order by fused multiply-adds; then the 32 threads of a warp (warp_sum), then
-// the warps in order. The order is a function of k alone, so a row has the same bits alone and among
-// up to 16. It is not the order of matmul_f32.cu, which takes over above 16 rows.
+// the warps in order. The order is a function of k alone, so a row has the same bits alone and
+// among up to 16. It is not the order of matmul_f32.cu, which takes over above 16 rows.
 #include "include/matmul_tile.cuh"
 #include "include/operand.cuh"
 #include "include/reduce.cuh"
@@ -21,8 +21,8 @@ __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(bf16 x) { return to_f32(x); }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 
-// A chunk as it lies in memory: converted when it is used, so that the loads of all rows and columns
-// are under way together.
+// A chunk as it lies in memory: converted when it is used, so that the loads of all rows and
+// columns are under way together.
 template <class T> struct RawChunk {
     static constexpr int PARTS = READ / PER_16_BYTES<T>;
     Pack16<T> part[PARTS];
@@ -139,11 +139,11 @@ __device__ __forceinline__ void matvec(void* out, const void* x, const void* w, 
 
 // Twelve instances: three types of weights, the reads of which take the time; registers for 1, 4, 8
 // or 16 rows.
-#define MATVEC_INSTANCE(name, W, W_TYPE, ROWS, COLS)                                                \
-    extern "C" __global__ void __launch_bounds__(MATVEC_THREADS)                                    \
-        name(void* out, const void* x, const void* w, const void* bias, MatmulParams p) {           \
-        matvec<W, W_TYPE, ROWS, COLS>(out, x, w, bias, p);                                          \
-    }                                                                                               \
+#define MATVEC_INSTANCE(name, W, W_TYPE, ROWS, COLS)                                               \
+    extern "C" __global__ void __launch_bounds__(MATVEC_THREADS)                                   \
+        name(void* out, const void* x, const void* w, const void* bias, MatmulParams p) {          \
+        matvec<W, W_TYPE, ROWS, COLS>(out, x, w, bias, p);                                         \
+    }                                                                                              \
     PUNA_KERNEL(name)
 
 MATVEC_INSTANCE(matvec_f32_1, float, MATMUL_F32, 1, MATVEC_COLS_1)

@@ -25,17 +25,17 @@ __device__ __forceinline__ void skinny_product(void* out, const typename S::X* x
 }  // namespace
 
 // Two widths of a block, two types of x; plain and gated.
-#define SKINNY_INSTANCE(name, X, WARPS)                                                             \
-    extern "C" __global__ void __launch_bounds__(WARPS* WARP)                                       \
-        name(void* out, const X* x, const bf16* w, const void* bias, MatmulParams p) {              \
-        skinny_product<SkinnyShape<X, WARPS, false>>(out, x, w, nullptr, bias, p);                  \
-    }                                                                                               \
+#define SKINNY_INSTANCE(name, X, WARPS)                                                            \
+    extern "C" __global__ void __launch_bounds__(WARPS* WARP)                                      \
+        name(void* out, const X* x, const bf16* w, const void* bias, MatmulParams p) {             \
+        skinny_product<SkinnyShape<X, WARPS, false>>(out, x, w, nullptr, bias, p);                 \
+    }                                                                                              \
     PUNA_KERNEL(name)
-#define SKINNY_GATED_INSTANCE(name, X, WARPS)                                                       \
-    extern "C" __global__ void __launch_bounds__(WARPS* WARP)                                       \
-        name(void* out, const X* x, const bf16* w1, const bf16* w3, MatmulParams p) {               \
-        skinny_product<SkinnyShape<X, WARPS, true>>(out, x, w1, w3, nullptr, p);                    \
-    }                                                                                               \
+#define SKINNY_GATED_INSTANCE(name, X, WARPS)                                                      \
+    extern "C" __global__ void __launch_bounds__(WARPS* WARP)                                      \
+        name(void* out, const X* x, const bf16* w1, const bf16* w3, MatmulParams p) {              \
+        skinny_product<SkinnyShape<X, WARPS, true>>(out, x, w1, w3, nullptr, p);                   \
+    }                                                                                              \
     PUNA_KERNEL(name)
 
 SKINNY_INSTANCE(skinny_bf16_wide, bf16, SKINNY_WIDE)

@@ -6,7 +6,8 @@ pub mod align;
 pub mod autograd;
 pub mod cli;
 #[cfg(feature = "cuda")]
-#[allow(unsafe_code)] // Calls of the driver and launches: src/cuda/mod.rs says what makes them safe.
+#[allow(unsafe_code)]
+// Calls of the driver and launches: src/cuda/mod.rs says what makes them safe.
 pub mod cuda;
 pub mod data;
 pub mod error;

@@ -3,6 +3,10 @@
 
 #include <cstring>
 
+#include <vector_types.h>
+
+#include <cuda_fp16.h>
+
 #include "machine.h"
 
 namespace puna_host {
@@ -32,22 +36,23 @@ struct MmaLane {
     const uint32_t *a, *b;
 };
 
-float low(uint32_t pair) {
-    const uint32_t bits = pair << 16;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
+float bf16_value(uint16_t x) {
+    const uint32_t bits = uint32_t(x) << 16;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
 }
 
-float high(uint32_t pair) {
-    const uint32_t bits = pair & 0xffff0000u;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
+float f16_value(uint16_t x) {
+    __half_raw raw;
+    raw.x = x;
+    return __half2float(raw);
 }
 
 // Fragments as cuda/include/mma.cuh has them.
-void multiply(void** args, uint32_t) {
+template <float (*VALUE)(uint16_t)> void multiply(void** args, uint32_t) {
+    const auto low = [](uint32_t pair) { return VALUE(uint16_t(pair)); };
+    const auto high = [](uint32_t pair) { return VALUE(uint16_t(pair >> 16)); };
     float a[16][16], b[16][8], d[16][8];
     for (int l = 0; l < 32; ++l) {
         const MmaLane& lane = *static_cast<MmaLane*>(args[l]);
@@ -103,7 +108,14 @@ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b
                        const char* file, int line) {
     whole_warp_only("mma in a block that is no multiple of 32 threads", file, line);
     MmaLane lane{d, a, b};
-    warp_op(WHOLE_WARP, &multiply, &lane, false, file, line);
+    warp_op(WHOLE_WARP, &multiply<bf16_value>, &lane, false, file, line);
+}
+
+void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                      const char* file, int line) {
+    whole_warp_only("mma in a block that is no multiple of 32 threads", file, line);
+    MmaLane lane{d, a, b};
+    warp_op(WHOLE_WARP, &multiply<f16_value>, &lane, false, file, line);
 }
 
 }  // namespace puna_host

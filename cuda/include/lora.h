@@ -12,8 +12,8 @@
 #define LORA_RANK_16 16
 #define LORA_RANK_32 32
 #define LORA_RANK_64 64
-/* The kernels for few rows: threads of a block; a warp has one output of the first product, a thread
-   one of the second. */
+/* The kernels for adapters of any type: threads of a block; a warp has one output of the first
+   product, a thread one of the second. */
 #define LORA_ROW_THREADS 128
 
 /* Rows of one adapter, at most LORA_TILE: rows[first .. first + count]. */

@@ -106,10 +106,21 @@ __device__ __forceinline__ int tiles_of(int n, int tile) { return (n + tile - 1)
 // x / (1 + e^-x); where e^-x overflows, the zero that the true value is next to.
 __device__ __forceinline__ float silu(float x) { return x / (1.f + expf(-x)); }
 
+template <class O>
+__device__ __forceinline__ void store_pair(O* to, const MatmulParams& p, float v0, float v1) {
+    Pack<O, 2> pair;
+    if (p.flags & MATMUL_ACC) {
+        pair = Pack<O, 2>::load(to);
+        v0 += to_f32(pair.v[0]), v1 += to_f32(pair.v[1]);
+    }
+    pair.v[0] = from_f32<O>(v0), pair.v[1] = from_f32<O>(v1);
+    pair.store(to);
+}
+
 // Writes two neighbouring outputs, [row, col] and [row, col + 1], of a row of n.
 template <class O>
-__device__ __forceinline__ void put_pair(O* out, const void* bias, const MatmulParams& p, size_t row,
-                                         int col, float v0, float v1) {
+__device__ __forceinline__ void put_pair(O* out, const void* bias, const MatmulParams& p,
+                                         size_t row, int col, float v0, float v1) {
     if (col >= p.n) return;
     const bool both = col + 1 < p.n;
     float v[2] = {0.f, 0.f};
@@ -124,13 +135,7 @@ __device__ __forceinline__ void put_pair(O* out, const void* bias, const MatmulP
     v[0] = fmaf(p.alpha, v0, v[0]), v[1] = fmaf(p.alpha, v1, v[1]);
     O* to = out + row * size_t(p.n) + col;
     if (both && p.flags & MATMUL_PAIRS) {
-        Pack<O, 2> pair;
-        if (p.flags & MATMUL_ACC) {
-            pair = Pack<O, 2>::load(to);
-            v[0] += to_f32(pair.v[0]), v[1] += to_f32(pair.v[1]);
-        }
-        pair.v[0] = from_f32<O>(v[0]), pair.v[1] = from_f32<O>(v[1]);
-        pair.store(to);
+        store_pair(to, p, v[0], v[1]);
         return;
     }
     for (int i = 0; i < 1 + both; ++i) {
@@ -139,9 +144,22 @@ __device__ __forceinline__ void put_pair(O* out, const void* bias, const MatmulP
     }
 }
 
-// A warp's part of a block's tile, which begins at row row0 and column col0 of the output.
-// `row_of(row)` says which row of the output a row of the tile is, or -1.
-template <class S, class O, class RowOf>
+// The same with pairs and without a bias: what nearly all products are, in few instructions.
+template <class O>
+__device__ __forceinline__ void put_plain_pair(O* out, const MatmulParams& p, size_t row, int col,
+                                               float v0, float v1) {
+    if (col >= p.n) return;
+    O* to = out + row * size_t(p.n) + col;
+    store_pair(to, p, fmaf(p.alpha, v0, 0.f), fmaf(p.alpha, v1, 0.f));
+}
+
+__device__ __forceinline__ bool is_plain(const void* bias, const MatmulParams& p) {
+    return bias == nullptr && p.flags & MATMUL_PAIRS;
+}
+
+// A warp's part of a block's tile, which begins at column col0 of the output. `row_of(row)` says
+// which row of the output a row of the tile is, or -1. PLAIN: `is_plain`.
+template <class S, bool PLAIN, class O, class RowOf>
 __device__ __forceinline__ void store_tile_as(O* out, const void* bias, const MatmulParams& p,
                                               const Acc (&acc)[S::MI][S::NI], int col0, int warp_m,
                                               int warp_n, RowOf row_of) {
@@ -159,7 +177,12 @@ __device__ __forceinline__ void store_tile_as(O* out, const void* bias, const Ma
                     v0 = silu(v0) * acc[mi][ni + NI][2 * half];
                     v1 = silu(v1) * acc[mi][ni + NI][2 * half + 1];
                 }
-                put_pair(out, bias, p, size_t(row), col0 + S::col(warp_n, ni) + acc_col(0), v0, v1);
+                const int col = col0 + S::col(warp_n, ni) + acc_col(0);
+                if constexpr (PLAIN) {
+                    put_plain_pair(out, p, size_t(row), col, v0, v1);
+                } else {
+                    put_pair(out, bias, p, size_t(row), col, v0, v1);
+                }
             }
         }
     }
@@ -169,10 +192,19 @@ template <class S, class RowOf>
 __device__ __forceinline__ void store_tile(void* out, const void* bias, const MatmulParams& p,
                                            const Acc (&acc)[S::MI][S::NI], int col0, int warp_m,
                                            int warp_n, RowOf row_of) {
+    bf16* const low = static_cast<bf16*>(out);
+    float* const full = static_cast<float*>(out);
+    const bool plain = is_plain(bias, p);
     if (p.flags & MATMUL_OUT_BF16) {
-        store_tile_as<S>(static_cast<bf16*>(out), bias, p, acc, col0, warp_m, warp_n, row_of);
+        if (plain) {
+            store_tile_as<S, true>(low, bias, p, acc, col0, warp_m, warp_n, row_of);
+        } else {
+            store_tile_as<S, false>(low, bias, p, acc, col0, warp_m, warp_n, row_of);
+        }
+    } else if (plain) {
+        store_tile_as<S, true>(full, bias, p, acc, col0, warp_m, warp_n, row_of);
     } else {
-        store_tile_as<S>(static_cast<float*>(out), bias, p, acc, col0, warp_m, warp_n, row_of);
+        store_tile_as<S, false>(full, bias, p, acc, col0, warp_m, warp_n, row_of);
     }
 }
 
@@ -180,8 +212,8 @@ __device__ __forceinline__ void store_tile(void* out, const void* bias, const Ma
 // columns of b) by BK inputs, as it is stored: [lanes, k], or T: [k, lanes]. What a thread copies
 // lies at one distance, in memory and in the tile, so that a copy costs few instructions.
 //
-// The factor is 16-byte aligned and its rows are a multiple of 8, so no chunk is cut. Chunks outside
-// become zero; an address behind the end may be formed for them and is not read.
+// The factor is 16-byte aligned and its rows are a multiple of 8, so no chunk is cut. Chunks
+// outside become zero; an address behind the end may be formed for them and is not read.
 template <bool T, int TILE, int THREADS, int BK = MATMUL_BK> struct FactorCopy {
     static constexpr int ROWS = T ? BK : TILE, COLS = T ? TILE : BK, PER_ROW = COLS / CHUNK;
     static constexpr int STEP = THREADS / PER_ROW, N = (ROWS + STEP - 1) / STEP;
@@ -224,8 +256,8 @@ template <bool T, int TILE, int THREADS, int BK = MATMUL_BK> struct FactorCopy {
 // The body of the kernels whose factors are bf16, 16-byte aligned, in rows of a multiple of 8.
 // TWO: a second pair of factors, k2 inputs, follows the first in the same chain.
 template <class S, bool TWO>
-__device__ __forceinline__ void tile_product(void* out, const bf16* a, const bf16* b, const bf16* a2,
-                                             const bf16* b2, const void* bias,
+__device__ __forceinline__ void tile_product(void* out, const bf16* a, const bf16* b,
+                                             const bf16* a2, const bf16* b2, const void* bias,
                                              const MatmulParams& p) {
     static_assert(!(TWO && S::GATED), "one use of b2");
     DYN_SMEM(smem);

@@ -1,6 +1,6 @@
-// PTX of compute capability 9.0 alone: warp-group products, barriers in shared memory. Kernels that use
-// it have files named *_sm90a.cu, which no other target compiles and the host harness leaves out.
-// Source: PTX ISA, "wgmma", "Matrix Descriptor Format", "mbarrier", "setmaxnreg".
+// PTX of compute capability 9.0 alone: warp-group products, barriers in shared memory. Kernels that
+// use it have files named *_sm90a.cu, which no other target compiles and the host harness leaves
+// out. Source: PTX ISA, "wgmma", "Matrix Descriptor Format", "mbarrier", "setmaxnreg".
 #pragma once
 
 #include "ptx.cuh"
@@ -66,22 +66,31 @@ __device__ __forceinline__ uint64_t wgmma_tile(const void* smem) {
 }
 
 // d = a b, or d += a b where `adds`: a [64, 16] and b [16, 256] in shared memory, both with inputs
-// along rows, bf16; f32 sums. Warp w of the group has rows 16 w.. of d; register 4 j + i of a lane is
-// element i of an mma accumulator (mma.cuh) for columns 8 j..
-__device__ __forceinline__ void wgmma_m64n256k16(float (&d)[128], uint64_t a, uint64_t b, int adds) {
+// along rows, bf16; f32 sums. Warp w of the group has rows 16 w.. of d; register 4 j + i of a lane
+// is element i of an mma accumulator (mma.cuh) for columns 8 j..
+__device__ __forceinline__ void wgmma_m64n256k16(float (&d)[128], uint64_t a, uint64_t b,
+                                                 int adds) {
     asm volatile(
         "{\n"
         ".reg .pred p;\n"
         "setp.ne.b32 p, %130, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+        "%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, "
+        "%24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, "
+        "%40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, "
+        "%56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, "
+        "%72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, "
+        "%88, %89, %90, %91, %92, %93, %94, %95, "
+        "%96, %97, %98, %99, %100, %101, %102, %103, "
+        "%104, %105, %106, %107, %108, %109, %110, %111, "
+        "%112, %113, %114, %115, %116, %117, %118, %119, "
+        "%120, %121, %122, %123, %124, %125, %126, %127"
         "}, %128, %129, p, 1, 1, 0, 0;\n"
         "}"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]),

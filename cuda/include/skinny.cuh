@@ -1,7 +1,8 @@
 // Products of up to 16 rows of x with rows of weights, on tensor cores, as the weights arrive from
 // memory: what skinny.cu and lora_skinny.cu share.
 //
-// The rows of x are the 16 rows of an mma, a warp has 8 rows of weights, and copies run SKINNY_STAGES
+// The rows of x are the 16 rows of an mma, a warp has 8 rows of weights, and copies run
+// SKINNY_STAGES
 // - 1 stages ahead: what is under way has to cover the memory's latency. Inputs are not split over
 // warps, so the chain of sums is that of matmul_tile.cuh: a row alone, in a batch or as part of a
 // prompt has the same bits.
@@ -38,7 +39,8 @@ __device__ __forceinline__ void load_x(uint32_t (&a)[4], const typename S::X* xs
         const int g = lane_id() / 4, t = lane_id() % 4;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const auto pair = Pack<float, 2>::load(xs + x_at<S>(g + i % 2 * 8, k + i / 2 * 8 + 2 * t));
+            const int row = g + i % 2 * 8, col = k + i / 2 * 8 + 2 * t;
+            const auto pair = Pack<float, 2>::load(xs + x_at<S>(row, col));
             a[i] = pack_bf16(pair.v[0], pair.v[1]);
         }
     } else {

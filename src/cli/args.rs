@@ -21,6 +21,7 @@ use super::train_args::TrainArgs;
 use super::verify::VerifyArgs;
 use super::vocab::VocabArgs;
 use crate::error::{Error, Result};
+use crate::kernels::{self, Place};
 use crate::model::builtin;
 use crate::model::llama::KvType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -118,7 +119,7 @@ impl Common {
 /// Where to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// The best there is: in this build, the CPU.
+    /// The CPU, until everything computes on GPUs.
     Auto,
     /// The CPU.
     Cpu,
@@ -143,19 +144,48 @@ impl FromStr for Device {
     }
 }
 
+/// Why a build without the feature "cuda" refuses a GPU.
+const CPU_ONLY: &str = "this build computes on the CPU only";
+
 impl Device {
-    /// Refuses a device that this build cannot use.
+    /// Refuses all but the CPU, for commands that compute there only.
     ///
     /// # Errors
     /// For CUDA.
     pub fn check(self) -> Result<()> {
-        match self {
-            Device::Auto | Device::Cpu => Ok(()),
-            Device::Cuda(number) => Err(Error::Device {
-                wanted: format!("cuda:{number}"),
-                why: "this build computes on the CPU only".into(),
-            }),
+        match (self, cfg!(feature = "cuda")) {
+            (Device::Auto | Device::Cpu, _) => Ok(()),
+            (Device::Cuda(number), true) => {
+                let why = "only train, dpo and reward compute on a GPU so far".into();
+                Err(Error::Device { wanted: format!("cuda:{number}"), why })
+            }
+            (Device::Cuda(_), false) => self.check_build(),
         }
+    }
+
+    /// Refuses a device that this build has no kernels for.
+    ///
+    /// # Errors
+    /// For CUDA, in a build without it.
+    pub fn check_build(self) -> Result<()> {
+        match self {
+            Device::Cuda(number) if !cfg!(feature = "cuda") => {
+                Err(Error::Device { wanted: format!("cuda:{number}"), why: CPU_ONLY.into() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The device, with a team of `threads` for what the CPU does.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn open(self, threads: usize) -> Result<kernels::Device> {
+        let place = match self {
+            Device::Auto | Device::Cpu => Place::Cpu,
+            Device::Cuda(number) => Place::Cuda(number),
+        };
+        kernels::Device::new(threads)?.at(place)
     }
 }
 
@@ -307,7 +337,9 @@ mod tests {
         assert!("gpu".parse::<Device>().is_err() && "cuda:x".parse::<Device>().is_err());
         assert!(Device::Auto.check().is_ok() && Device::Cpu.check().is_ok());
         let error = Device::Cuda(1).check().unwrap_err().to_string();
-        assert_eq!(error, "device cuda:1: this build computes on the CPU only");
+        let with_cuda = cfg!(feature = "cuda");
+        assert_eq!(error.contains("this build computes on the CPU only"), !with_cuda, "{error}");
+        assert_eq!(Device::Cuda(1).check_build().is_ok(), with_cuda);
     }
 
     #[test]

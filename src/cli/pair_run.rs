@@ -245,7 +245,7 @@ pub fn run<M: PairTrainee>(
     let mut setup = Setup::new(&as_train)?;
     setup.tune.score = kind.score;
     let path = model_path(args.model.as_deref());
-    args.common.device.check()?;
+    args.common.device.check_build()?;
     let log = args.common.log();
     if let Some(output) = &setup.output {
         check_output(output, path, &as_train)?;
@@ -253,7 +253,8 @@ pub fn run<M: PairTrainee>(
     for data in std::iter::once(&setup.dataset).chain(&args.eval.eval_dataset) {
         std::fs::metadata(data).map_err(|source| Error::io(data, source))?;
     }
-    let model = TuneModel::open(path, &setup.tune)?;
+    let device = args.common.device.open(setup.tune.threads)?;
+    let model = TuneModel::open_on(path, &setup.tune, device)?;
     let (mut rows, mut eval) = read_sets(args, &setup, &model, log)?;
     if kind.grouped {
         // A row is a micro-batch now.

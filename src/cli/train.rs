@@ -31,7 +31,7 @@ use std::path::Path;
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let setup = Setup::new(args)?;
     let path = model_path(args.model.as_deref());
-    args.common.device.check()?;
+    args.common.device.check_build()?;
     let log = args.common.log();
     if let Some(output) = &setup.output {
         check_output(output, path, args)?;
@@ -40,7 +40,8 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     for data in std::iter::once(&setup.dataset).chain(&args.eval.eval_dataset) {
         std::fs::metadata(data).map_err(|source| Error::io(data, source))?;
     }
-    let mut model = TuneModel::open(path, &setup.tune)?;
+    let device = args.common.device.open(setup.tune.threads)?;
+    let mut model = TuneModel::open_on(path, &setup.tune, device)?;
     let prepared = prepare(&setup.dataset, &model, &setup.data, log, &[])?;
     if let Some(n) = args.data.show_batch {
         return show(n, &prepared.train, &model, &setup);

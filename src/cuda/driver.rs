@@ -58,9 +58,7 @@ fn failed(what: &str, source: DriverError) -> Error {
 impl Driver {
     pub fn open(index: usize) -> Result<Self> {
         let refuse = |why: String| Error::Device { wanted: format!("cuda:{index}"), why };
-        let cannot = |what: &'static str| {
-            move |e: DriverError| refuse_with(index, what, e)
-        };
+        let cannot = |what: &'static str| move |e: DriverError| refuse_with(index, what, e);
         // SAFETY: it tries to load libraries of certain names; that runs their initialisers, as any
         // program does that is linked to them.
         if !unsafe { sys::is_culib_present() } {
@@ -250,8 +248,7 @@ impl Driver {
     pub fn allow_shared(&self, name: &str, function: RawFunction, bytes: u32) -> Result<()> {
         self.enter()?;
         let bytes = c_int::try_from(bytes).unwrap_or(c_int::MAX);
-        let which =
-            sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let which = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function is of a loaded module.
         unsafe { result::function::set_function_attribute(function.0, which, bytes) }
             .map_err(|e| failed(&format!("{name}: {bytes} bytes of shared memory"), e))

@@ -3,11 +3,13 @@
 
 use std::ffi::c_void;
 
-use super::elements::{Pair, by_elements, by_rows, instance, pair, pairs, rows_of, wide, wide_rows};
+use super::elements::{
+    Pair, by_elements, by_rows, instance, pair, pairs, rows_of, wide, wide_rows,
+};
 use super::params::{self, BiasParams, DropoutParams, ElementsParams};
 use super::{
-    DeviceSlice, DeviceSliceMut, Floats, FloatsMut, Function, Gpu, Launch, Modules, arg, expect_len,
-    u32_of,
+    DeviceSlice, DeviceSliceMut, Floats, FloatsMut, Function, Gpu, Launch, Modules, arg,
+    expect_len, u32_of,
 };
 use crate::{Error, Result};
 use puna_cpu::dropout::Mask;

@@ -186,8 +186,7 @@ impl Occurrences {
         }
         starts.push(n);
         let largest = rows.last().copied();
-        let [rows, starts, order] =
-            [gpu.upload(&rows)?, gpu.upload(&starts)?, gpu.upload(&order)?];
+        let [rows, starts, order] = [gpu.upload(&rows)?, gpu.upload(&starts)?, gpu.upload(&order)?];
         Ok(Occurrences { rows, starts, order, largest })
     }
 }

@@ -119,9 +119,10 @@ impl Flash {
             _ if head_dim.is_multiple_of(8) => &self.bf16[..],
             _ => &self.bf16_any[..],
         };
-        instances.iter().find(|instance| instance.width as usize >= head_dim).ok_or_else(|| {
-            Error::Unsupported(format!("heads of {head_dim} on a GPU: at most 256"))
-        })
+        instances
+            .iter()
+            .find(|instance| instance.width as usize >= head_dim)
+            .ok_or_else(|| Error::Unsupported(format!("heads of {head_dim} on a GPU: at most 256")))
     }
 }
 
@@ -208,8 +209,9 @@ impl Tiles {
         let window = shape.window.unwrap_or(usize::MAX);
         let tiles = tiles(shape.spans, kernel.rows as usize, window, keys);
         // Below 2^31, as `Plan::new` checked their sum.
-        let fields =
-            tiles.iter().flat_map(|tile| [tile.start as u32, tile.len as u32, tile.first as u32, 0]);
+        let fields = tiles
+            .iter()
+            .flat_map(|tile| [tile.start as u32, tile.len as u32, tile.first as u32, 0]);
         let buffer = gpu.upload(&fields.collect::<Vec<_>>())?;
         Ok(Tiles { buffer, count: u32_of("tiles of attention", tiles.len())? })
     }
@@ -425,8 +427,7 @@ pub fn backward(
     let (mut lse, mut d) = (lse.address(), d.slice().address());
     let (mut dq, mut dk, mut dv) = (dq.address(), dk.address(), dv.address());
     let vectors = plan.vectors(&[dout, q, k, v])?;
-    let pairs =
-        plan.head_dim.is_multiple_of(2) && [dq, dk, dv].iter().all(|a| a.is_multiple_of(8));
+    let pairs = plan.head_dim.is_multiple_of(2) && [dq, dk, dv].iter().all(|a| a.is_multiple_of(8));
     let mut p = plan.params(vectors, pairs);
     let instance = gpu.flash.instance(plan.dtype, plan.head_dim)?;
 
@@ -496,10 +497,10 @@ fn prepare(
     };
     let block = params::FLASH_PREPARE_THREADS;
     let blocks = (plan.t * plan.n_heads).div_ceil(block as usize / 32);
-    let shape = Launch { grid: [u32_of("rows of attention", blocks)?, 1, 1], block, shared_bytes: 0 };
+    let shape =
+        Launch { grid: [u32_of("rows of attention", blocks)?, 1, 1], block, shared_bytes: 0 };
     let (mut dout, mut out) = (dout.address(), out.address());
-    let mut args =
-        [arg(&mut d), arg(&mut low), arg(&mut dout), arg(&mut out), arg(&mut p)];
+    let mut args = [arg(&mut d), arg(&mut low), arg(&mut dout), arg(&mut out), arg(&mut p)];
     // SAFETY: dout and out have t rows of n_heads heads, compared by the caller, of the types that
     // chose the kernel; d has a number for each row and head; `rounded` is as long as dout where
     // dout is f32 and rows are bf16; `packs` says what addresses and width allow.
@@ -523,7 +524,9 @@ mod tests {
                 let mut seen = vec![0; spans.iter().sum()];
                 for tile in &tiles {
                     let end = (tile.first + 64).min(tile.len);
-                    seen[tile.start + tile.first..tile.start + end].iter_mut().for_each(|n| *n += 1);
+                    seen[tile.start + tile.first..tile.start + end]
+                        .iter_mut()
+                        .for_each(|n| *n += 1);
                 }
                 assert!(seen.iter().all(|&n| n == 1), "{spans:?} {keys}: {tiles:?}");
                 assert!(tiles.is_sorted_by_key(|tile| Reverse(tile.cost)), "{tiles:?}");
@@ -534,8 +537,14 @@ mod tests {
     #[test]
     fn a_tile_costs_the_rows_that_it_goes_over() {
         let tile = |spans: &[usize], window, keys| tiles(spans, 64, window, keys)[0];
-        assert_eq!(tile(&[130], usize::MAX, false), Tile { start: 0, len: 130, first: 128, cost: 130 });
-        assert_eq!(tile(&[130], usize::MAX, true), Tile { start: 0, len: 130, first: 0, cost: 130 });
+        assert_eq!(
+            tile(&[130], usize::MAX, false),
+            Tile { start: 0, len: 130, first: 128, cost: 130 }
+        );
+        assert_eq!(
+            tile(&[130], usize::MAX, true),
+            Tile { start: 0, len: 130, first: 0, cost: 130 }
+        );
         // Keys 64 - 9 to 127, seen by a window of 10; queries up to 63 + 9.
         assert_eq!(tile(&[128], 10, false), Tile { start: 0, len: 128, first: 64, cost: 73 });
         assert_eq!(tile(&[128], 10, true), Tile { start: 0, len: 128, first: 0, cost: 73 });

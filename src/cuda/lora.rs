@@ -1,14 +1,14 @@
-//! Linear layers with low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on the device, forward and
-//! backward: `y = x wᵀ + s (x aᵀ) bᵀ + bias`. Source: `cuda/lora.cu`, `cuda/matmul_bf16.cu`.
+//! Linear layers with low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on the device, forward
+//! and backward: `y = x wᵀ + s (x aᵀ) bᵀ + bias`. Source: `cuda/lora.cu`, `cuda/matmul_bf16.cu`.
 //!
-//! Forward is one kernel where everything is bf16, aligned, and of a rank up to 64 that is a multiple
-//! of 8 (two kernels for few rows, at the speed of the weight's memory); otherwise it is separate
-//! products. Backward is four products, two of which share a kernel.
+//! Forward is one kernel where everything is bf16, aligned, and of a rank up to 64 that is a
+//! multiple of 8 (two kernels for few rows, at the speed of the weight's memory); otherwise it is
+//! separate products. Backward is four products, two of which share a kernel.
 //!
 //! **Bits.** The first way gives a row the same bits in any number of rows and beside rows of any
 //! adapters; without an adapter they are those of the plain product. So does the second way (which
-//! [`forward_rows`] computes in unrounded f32 beside a plain product). Types, alignment and rank alone
-//! decide which way it is; between the two the last places differ.
+//! [`forward_rows`] computes in unrounded f32 beside a plain product). Types, alignment and rank
+//! alone decide which way it is; between the two the last places differ.
 
 use super::matmul::{self, FEW_ROWS, Factor, Precision, Product, Shape, Source, flags};
 use super::params::{self, LoraParams, LoraRowsParams};
@@ -240,11 +240,12 @@ fn grouped(adapter_of: &[i32]) -> (Vec<i32>, Vec<i32>) {
     (rows, tiles)
 }
 
-/// `y[i] = x[i] wᵀ + s u[i] bᵀ + bias` with the adapter of row i, for serving; `u` [m, r] is room for
-/// `x aᵀ`. In bf16 precision.
+/// `y[i] = x[i] wᵀ + s u[i] bᵀ + bias` with the adapter of row i, for serving; `u` [m, r] is room
+/// for `x aᵀ`. In bf16 precision.
 ///
-/// Overwrites y. Aligned bf16 takes the fused kernels, tiles of rows grouped by adapter; otherwise the
-/// weight's product is one for all rows, and what adapters add, in unrounded f32, comes after it.
+/// Overwrites y. Aligned bf16 takes the fused kernels, tiles of rows grouped by adapter; otherwise
+/// the weight's product is one for all rows, and what adapters add, in unrounded f32, comes after
+/// it.
 ///
 /// # Errors
 /// When shapes do not fit each other, or a launch fails.
@@ -324,9 +325,9 @@ fn add_rows(
     let (mut to, mut from, mut weights) = (u.address(), x.source.address(), a.source.address());
     let mut args =
         [arg(&mut to), arg(&mut from), arg(&mut weights), arg(&mut adapter_of), arg(&mut p_a)];
-    // SAFETY: `forward_rows`, the only caller, compared the lengths of u, x, a and the list with the
-    // sizes in `p_a`; `RowAdapters::new` that no index is beyond the adapters; the arguments are the
-    // kernel's.
+    // SAFETY: `forward_rows`, the only caller, compared the lengths of u, x, a and the list with
+    // the sizes in `p_a`; `RowAdapters::new` that no index is beyond the adapters; the arguments
+    // are the kernel's.
     unsafe { gpu.launch(&gpu.lora.shrink, launch(r.div_ceil(threads / 32))?, &mut args) }?;
     let (mut to, mut from, mut weights) = (y.address(), u.address(), b.source.address());
     let mut scales = adapters.scales.address();
@@ -395,8 +396,9 @@ fn few(
         arg(&mut adapter_of),
         arg(&mut p),
     ];
-    // SAFETY: `fused`, the only caller, has its callers' word for the lengths of x, a, u and the list,
-    // which are the sizes in `p`; `us` was just made as large as u; the arguments are the kernel's.
+    // SAFETY: `fused`, the only caller, has its callers' word for the lengths of x, a, u and the
+    // list, which are the sizes in `p`; `us` was just made as large as u; the arguments are the
+    // kernel's.
     unsafe { gpu.launch(&gpu.lora.skinny_shrink, shrink, &mut args) }?;
     let (mut to, mut bias) = (y.address(), bias.map_or(0, |bias| bias.address()));
     let mut args = [
@@ -410,8 +412,8 @@ fn few(
         arg(&mut p),
     ];
     let launch = matmul::skinny(shape, wide, false, 1)?;
-    // SAFETY: as above, for y, w, b and the bias; rows of `us` that nothing wrote have no adapter, and
-    // are not read.
+    // SAFETY: as above, for y, w, b and the bias; rows of `us` that nothing wrote have no adapter,
+    // and are not read.
     unsafe { gpu.launch(&gpu.lora.skinny[usize::from(!wide)], launch, &mut args) }
 }
 

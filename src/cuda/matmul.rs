@@ -8,12 +8,12 @@
 //! **What the bits of a result depend on.** An element of `out` is one chain of operations over its
 //! inputs in order, and neither tile sizes nor the number of rows are part of it:
 //!
-//! - [`Precision::Bf16`]: the same bits from every kernel, so a row has the same bits alone, among 16
-//!   others and inside a prompt of thousands. (The instruction is the same, `mma.m16n8k16` in order of
-//!   its inputs, from zero.)
-//! - [`Precision::F32`]: the same bits for any number of rows above [`FEW_ROWS`], and the same bits for
-//!   any number up to it; but those differ from each other in the last places, as sums of few rows are
-//!   split over threads to reach the memory's speed. Who needs one chain for both forces
+//! - [`Precision::Bf16`]: the same bits from every kernel, so a row has the same bits alone, among
+//!   16 others and inside a prompt of thousands. (The instruction is the same, `mma.m16n8k16` in
+//!   order of its inputs, from zero.)
+//! - [`Precision::F32`]: the same bits for any number of rows above [`FEW_ROWS`], and the same bits
+//!   for any number up to it; but those differ from each other in the last places, as sums of few
+//!   rows are split over threads to reach the memory's speed. Who needs one chain for both forces
 //!   [`Kernel::Small`].
 
 mod choose;
@@ -28,7 +28,8 @@ pub use choose::Kernel;
 pub(super) use choose::{Shape, size};
 pub use factor::{Factor, Source};
 
-/// Rows of `x` up to which `x wᵀ` is bound by the reading of `w`, and computed by kernels of their own.
+/// Rows of `x` up to which `x wᵀ` is bound by the reading of `w`, and computed by kernels of their
+/// own.
 pub const FEW_ROWS: usize = params::SKINNY_ROWS as usize;
 
 /// What factors are rounded to before they are multiplied. Sums are f32 in any case.
@@ -205,9 +206,9 @@ pub fn gemm_by(gpu: &Gpu, product: Product<'_>, kernel: Kernel) -> Result<()> {
     let (mut to, mut from_a, mut from_b) = (out.address(), a.address(), b.address());
     let mut bias = bias.map_or(0, |bias| bias.address());
     let mut args = [arg(&mut to), arg(&mut from_a), arg(&mut from_b), arg(&mut bias), arg(&mut p)];
-    // SAFETY: `Shape::of` compared the lengths of out, a and b, and `expect_len` that of the bias, with
-    // the sizes in `p`; `resolve` gives a kernel that takes these types and alignments; the arguments
-    // are the kernel's, in its order.
+    // SAFETY: `Shape::of` compared the lengths of out, a and b, and `expect_len` that of the bias,
+    // with the sizes in `p`; `resolve` gives a kernel that takes these types and alignments; the
+    // arguments are the kernel's, in its order.
     unsafe { gpu.launch(function, launch, &mut args) }
 }
 
@@ -255,8 +256,8 @@ pub fn gemm_two(
     unsafe { gpu.launch(&gpu.matmul.two[usize::from(!big)], launch, &mut args) }
 }
 
-/// `out [m, n] = silu(x w1ᵀ) * (x w3ᵀ)` with `silu(v) = v / (1 + e^-v)`, in bf16: x [m, k], w1 (gate)
-/// and w3 (up) [n, k], all stored plainly.
+/// `out [m, n] = silu(x w1ᵀ) * (x w3ᵀ)` with `silu(v) = v / (1 + e^-v)`, in bf16: x [m, k], w1
+/// (gate) and w3 (up) [n, k], all stored plainly.
 ///
 /// f32 sums; the two products are not rounded before they meet. Overwrites.
 ///

@@ -196,8 +196,7 @@ pub fn rms_norm_bwd(
     unsafe { gpu.launch(&gpu.rms_norm.bwd[instance], by_rows(rows)?, &mut args) }?;
     let Some(dw) = dw else { return Ok(()) };
     // The grid's second side ends at 65535 blocks: 4 million rows.
-    let mut args =
-        [arg(&mut partials), arg(&mut douts), arg(&mut xs), arg(&mut rstd), arg(&mut p)];
+    let mut args = [arg(&mut partials), arg(&mut douts), arg(&mut xs), arg(&mut rstd), arg(&mut p)];
     let shape = by_columns(dim, n_blocks)?;
     // SAFETY: as above; partials has `n_blocks` times `dim` elements.
     unsafe { gpu.launch(&gpu.rms_norm.dw[instance], shape, &mut args) }?;

@@ -101,8 +101,11 @@ pub fn sample(
         let first = part * most;
         let rows = first..first + choices.len();
         let of_rows = rows.start * vocab..rows.end * vocab;
-        let mut p =
-            SampleParams { rows: [Choice::NONE.row(); params::SAMPLE_ROWS as usize], vocab: vocab as u32, pad_: 0 };
+        let mut p = SampleParams {
+            rows: [Choice::NONE.row(); params::SAMPLE_ROWS as usize],
+            vocab: vocab as u32,
+            pad_: 0,
+        };
         for (row, choice) in p.rows.iter_mut().zip(choices) {
             *row = choice.row();
         }

@@ -35,16 +35,16 @@ struct Device {
     /// Compute capability, times ten.
     sm: u32,
     /// By [`Form`]: from so many tiles of 128 x 128 on they are faster than four times as many of
-    /// 64 x 64. A small tile's warps load a fragment for every instruction, a large one's 3 for 8, so
-    /// half of the multiprocessors with large tiles do as much as all with small ones.
+    /// 64 x 64. A small tile's warps load a fragment for every instruction, a large one's 3 for 8,
+    /// so half of the multiprocessors with large tiles do as much as all with small ones.
     large_from: [usize; 4],
-    /// Columns from which a skinny product's blocks of 32 columns occupy the device; below it blocks
-    /// have 8.
+    /// Columns from which a skinny product's blocks of 32 columns occupy the device; below it
+    /// blocks have 8.
     wide_from: usize,
 }
 
-/// Devices by capability, rising. Multiprocessors of the largest part: A100 108, GA102 84, AD102 144,
-/// H100 132, B200 148, GB202 188.
+/// Devices by capability, rising. Multiprocessors of the largest part: A100 108, GA102 84, AD102
+/// 144, H100 132, B200 148, GB202 188.
 const DEVICES: &[Device] = &[
     Device { sm: 80, large_from: [54; 4], wide_from: 3456 },
     Device { sm: 86, large_from: [42; 4], wide_from: 2688 },

@@ -1,9 +1,7 @@
 //! Sums, scaling, conversion and dropout on the device: the CPU crate's bits. Column sums, whose order
 //! is another: against f64.
 
-use puna::cuda::elementwise::{
-    add_acc, add_bias_acc, bias_bwd_acc, convert, dropout, fill, scale,
-};
+use puna::cuda::elementwise::{add_acc, add_bias_acc, bias_bwd_acc, convert, dropout, fill, scale};
 use puna::cuda::{DeviceSliceMut, FloatsMut};
 use puna::rng::Rng;
 use puna_cpu::isa::Isa;
@@ -70,8 +68,20 @@ fn narrowing_rounds_to_even_and_keeps_what_is_no_number() {
     // Ties with an even and an odd neighbour below, their neighbours, what becomes infinite, the
     // smallest numbers.
     let bits: [u32; 14] = [
-        0x3f80_8000, 0x3f81_8000, 0x3f80_7fff, 0x3f80_8001, 0x7f7f_ffff, 0x7f80_0000, 0xff80_0000,
-        0x0000_0001, 0x0000_8000, 0x0000_8001, 0x8000_0000, 0x0080_0000, 0x807f_ffff, 0x0000_0000,
+        0x3f80_8000,
+        0x3f81_8000,
+        0x3f80_7fff,
+        0x3f80_8001,
+        0x7f7f_ffff,
+        0x7f80_0000,
+        0xff80_0000,
+        0x0000_0001,
+        0x0000_8000,
+        0x0000_8001,
+        0x8000_0000,
+        0x0080_0000,
+        0x807f_ffff,
+        0x0000_0000,
     ];
     let mut x = bits.map(f32::from_bits).to_vec();
     let mut want = Stored::new(Storage::Bf16, &x).to_f32();

@@ -154,9 +154,8 @@ fn what_does_not_fit_is_refused() {
 
     let occurrences = Occurrences::new(&gpu, &[0, 4]).unwrap();
     let mut dtable = gpu.upload(&[0f32; 16]).unwrap();
-    let mut bwd = |dim: usize| {
-        embedding_bwd_acc(&gpu, dtable.slice_mut(), dim, &occurrences, low.floats())
-    };
+    let mut bwd =
+        |dim: usize| embedding_bwd_acc(&gpu, dtable.slice_mut(), dim, &occurrences, low.floats());
     says(bwd(3), "dout: shape 8 elements, wanted 6");
     says(bwd(4), "token id = 4: the table has 4 rows");
 }

@@ -135,7 +135,8 @@ impl Case {
         let rows = [q.floats(), k.floats(), v.floats()];
         forward(gpu, &plan, out.floats_mut(), lse.slice_mut(), rows).unwrap();
         let dout = Block::new(gpu, kind == Kind::Bf16, &inputs.dout);
-        let mut grads = [&inputs.q, &inputs.k, &inputs.v].map(|x| guarded(gpu, &vec![777.0; x.len()]));
+        let mut grads =
+            [&inputs.q, &inputs.k, &inputs.v].map(|x| guarded(gpu, &vec![777.0; x.len()]));
         let saved = Saved {
             q: q.floats(),
             k: k.floats(),

@@ -127,12 +127,8 @@ struct Gradients {
 
 fn gradients(x: &[f64], dout: &[f64], w: &[f32]) -> Gradients {
     let dim = w.len();
-    let mut g = Gradients {
-        dx: vec![],
-        dx_size: vec![],
-        dw: vec![0.0; dim],
-        dw_size: vec![0.0; dim],
-    };
+    let mut g =
+        Gradients { dx: vec![], dx_size: vec![], dw: vec![0.0; dim], dw_size: vec![0.0; dim] };
     for (x, dout) in x.chunks(dim).zip(dout.chunks(dim)) {
         let n = dim as f64;
         let r = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / n + f64::from(NORM_EPS)).sqrt();

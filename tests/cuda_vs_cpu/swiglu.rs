@@ -56,7 +56,8 @@ fn backward_is_the_derivative() {
         for ((to, from), of) in pairs().into_iter().flat_map(|p| Storage::ALL.map(|s| (p, s))) {
             let [g, u] = [&gate, &up].map(|x| OnDevice::new(&gpu, from, x, skip));
             let d = OnDevice::new(&gpu, of, &dout, skip);
-            let [mut dgate, mut dup] = [3.0, 5.0].map(|x| OnDevice::new(&gpu, to, &vec![x; n], skip));
+            let [mut dgate, mut dup] =
+                [3.0, 5.0].map(|x| OnDevice::new(&gpu, to, &vec![x; n], skip));
             let outs = [dgate.floats_mut(), dup.floats_mut()];
             swiglu_bwd(&gpu, outs, d.floats(), g.floats(), u.floats()).unwrap();
 

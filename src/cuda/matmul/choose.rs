@@ -1,4 +1,5 @@
-//! Which kernel computes a product: from the types and the alignment of its factors, then its shape.
+//! Which kernel computes a product: from the types and the alignment of its factors, then its
+//! shape.
 
 use super::super::params::MatmulParams;
 use super::super::tune::{self, Form};
