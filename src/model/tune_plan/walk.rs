@@ -4,7 +4,6 @@
 
 use super::ledger::{Block, Ledger};
 use crate::format::peft::Target;
-use crate::kernels::loss::SCORES;
 use crate::model::config::Config;
 use crate::ops::chunk_rows;
 use crate::tensor::DType;
@@ -278,7 +277,7 @@ impl<'a> Walk<'a> {
         let ([m, dim], vocab) = (x.rows.dims2(), self.config.vocab_size);
         let chunk = chunk_rows(vocab).min(m.max(1));
         let dx = x.node.map(|_| self.f32(m, dim));
-        let (_logits, _scores) = (self.f32(chunk, vocab), self.f32(chunk, SCORES));
+        let _logits = self.f32(chunk, vocab);
         match (x.node, dx) {
             (Some(x), Some(dx)) => self.push(Op::CrossEntropy { x, dx }),
             _ => None,
