@@ -27,8 +27,10 @@ const REEXPORTS: &[(&str, &str)] = &[("Error", "error"), ("Result", "error")];
 
 /// Where `puna_cpu` may be named, as prefixes of paths: the switchboard and the storages it works
 /// on, the loader's conversions, the model's team and buffers, and two sub-commands that report
-/// facts about the machine (instruction sets, read bandwidth, arithmetic peaks).
+/// facts about the machine (instruction sets, read bandwidth, arithmetic peaks). The launchers of
+/// the GPU take the same settings as their twins (masks, shapes of attention, pairings, optimisers).
 const CPU_CRATE_ALLOWED: &[&str] = &[
+    "src/cuda/",
     "src/kernels/",
     "src/tensor/",
     "src/format/",
