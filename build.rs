@@ -202,36 +202,8 @@ mod cuda {
         if archs.is_empty() {
             return write_kernels_rs(out, &[], "PUNA_CUDA_ARCHS was none");
         }
-        // What every file depends on: compiler and headers. Not their times, which git changes.
-        let mut common = DefaultHasher::new();
-        run(Command::new(nvcc).arg("--version"), "nvcc --version")?.hash(&mut common);
-        let headers = root.join("cuda/include");
-        let mut names: Vec<_> =
-            at(&headers, fs::read_dir(&headers))?.flatten().map(|entry| entry.path()).collect();
-        names.sort();
-        for name in names.iter().filter(|name| name.is_file()) {
-            at(name, fs::read(name))?.hash(&mut common);
-        }
-
-        let next = AtomicUsize::new(0);
-        let failures = Mutex::new(vec![]);
-        let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize);
-        thread::scope(|scope| {
-            for _ in 0..jobs.clamp(1, sources.len().max(1)) {
-                scope.spawn(|| {
-                    while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        if let Err(why) = fatbin(nvcc, root, out, source, &archs, common.clone()) {
-                            failures.lock().unwrap_or_else(|e| e.into_inner()).push(why);
-                        }
-                    }
-                });
-            }
-        });
-        let mut failures = failures.into_inner().unwrap_or_else(|e| e.into_inner());
-        failures.sort();
-        if !failures.is_empty() {
-            return Err(failures.join("\n"));
-        }
+        let version = run(Command::new(nvcc).arg("--version"), "nvcc --version")?;
+        each(sources, |source| fatbin(nvcc, &version, root, out, source, &archs))?;
         let stems: Vec<_> = sources.iter().map(|source| stem(source)).collect();
         // What the assembler said of every kernel's registers and memory; cuda/check.sh reads it.
         let mut report = String::new();
@@ -260,14 +232,14 @@ mod cuda {
         Ok(wanted.map(|arch| (*arch).to_owned()).collect())
     }
 
-    /// One source into `<stem>.fatbin` and the assembler's report, unless they are of these contents.
+    /// One source into `<stem>.fatbin` and the assembler's report, unless they are up to date.
     fn fatbin(
         nvcc: &Path,
+        version: &str,
         root: &Path,
         out: &Path,
         source: &Path,
         archs: &[String],
-        mut key: DefaultHasher,
     ) -> Result<()> {
         let stem = stem(source);
         let result = out.join(format!("{stem}.fatbin"));
@@ -280,20 +252,84 @@ mod cuda {
             args.extend(archs.iter().map(|a| format!("-gencode=arch=compute_{a},code=sm_{a}")));
             args.push(format!("-gencode=arch={PTX},code={PTX}"));
         }
-        args.hash(&mut key);
-        at(source, fs::read(source))?.hash(&mut key);
-        let key = format!("{:016x}", key.finish());
-        let (key_file, report) =
-            (out.join(format!("{stem}.key")), out.join(format!("{stem}.ptxas.txt")));
-        let fresh = fs::read_to_string(&key_file).is_ok_and(|old| old == key);
-        if fresh && result.is_file() && report.is_file() {
+        let made = Made::of(&result, &(version, &args));
+        let report = out.join(format!("{stem}.ptxas.txt"));
+        if report.is_file() && made.is_fresh() {
             return Ok(());
         }
         let mut command = Command::new(nvcc);
-        command.args(&args).arg("-I").arg(root.join("cuda")).arg("-o").arg(&result).arg(source);
+        command.args(&args).arg("-I").arg(root.join("cuda")).args(["-MMD", "-MF"]);
+        command.arg(&made.inputs).arg("-o").arg(&result).arg(source);
         let text = run(&mut command, &format!("nvcc refuses {}", source.display()))?;
         at(&report, fs::write(&report, text))?;
-        at(&key_file, fs::write(&key_file, key))
+        made.keep()
+    }
+
+    // ---- what need not be made again ----
+
+    /// A compiler's result, and what it was made of: command, and contents of the files that the
+    /// compiler says it read. Not their times, which git changes.
+    struct Made {
+        result: PathBuf,
+        /// The compiler's list of the files.
+        inputs: PathBuf,
+        key: PathBuf,
+        command: DefaultHasher,
+    }
+
+    impl Made {
+        fn of(result: &Path, command: &impl Hash) -> Self {
+            let mut hasher = DefaultHasher::new();
+            command.hash(&mut hasher);
+            let beside = |extension| result.with_extension(extension);
+            let (inputs, key) = (beside("d"), beside("key"));
+            Made { result: result.to_owned(), inputs, key, command: hasher }
+        }
+
+        /// `None` where a file is not there any more.
+        fn hash(&self) -> Option<String> {
+            let list = fs::read_to_string(&self.inputs).ok()?;
+            let (_, list) = list.split_once(": ")?;
+            let mut hasher = self.command.clone();
+            // A rule of make: lines end in a backslash, and so does the first half of a name with a
+            // blank in it.
+            let list = list.replace("\\\n", " ").replace("\\ ", "\0");
+            for name in list.split_ascii_whitespace() {
+                fs::read(name.replace('\0', " ")).ok()?.hash(&mut hasher);
+            }
+            Some(format!("{:016x}", hasher.finish()))
+        }
+
+        fn is_fresh(&self) -> bool {
+            let old = fs::read_to_string(&self.key).ok();
+            self.result.is_file() && old.is_some() && old == self.hash()
+        }
+
+        fn keep(&self) -> Result<()> {
+            let why = || format!("{}: no list of files", self.inputs.display());
+            at(&self.key, fs::write(&self.key, self.hash().ok_or_else(why)?))
+        }
+    }
+
+    /// Calls `make` for every source, on as many threads as cargo allows.
+    fn each(sources: &[PathBuf], make: impl Fn(&PathBuf) -> Result<()> + Sync) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let failures = Mutex::new(vec![]);
+        let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize);
+        thread::scope(|scope| {
+            for _ in 0..jobs.clamp(1, sources.len().max(1)) {
+                scope.spawn(|| {
+                    while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if let Err(why) = make(source) {
+                            failures.lock().unwrap_or_else(|e| e.into_inner()).push(why);
+                        }
+                    }
+                });
+            }
+        });
+        let mut failures = failures.into_inner().unwrap_or_else(|e| e.into_inner());
+        failures.sort();
+        if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
     }
 
     fn write_kernels_rs(out: &Path, stems: &[&str], why_none: &str) -> Result<()> {
@@ -373,26 +409,34 @@ mod cuda {
         let planted = folder.join("planted.cu");
         let wrapped = out.join("host");
         at(&wrapped, fs::create_dir_all(&wrapped))?;
-        for source in sources.iter().chain([&planted]) {
-            if stem(source).ends_with(SM90A_ONLY) {
-                continue;
-            }
+        let sources = sources.iter().filter(|source| !stem(source).ends_with(SM90A_ONLY));
+        let sources: Vec<PathBuf> = sources.cloned().chain([planted]).collect();
+        let compiler = kernels.get_compiler();
+        each(&sources, |source| {
             // Why a namespace: cuda/host/host.h, at __shared__.
             let file = wrapped.join(format!("{}.cpp", stem(source)));
             let text = format!(
                 "#include \"host/host.h\"\nnamespace {{\n#include \"{}\"\n}}\n",
                 source.display()
             );
+            let object = file.with_extension("o");
+            let mut command = compiler.to_command();
+            let made = Made::of(&object, &format!("{command:?}"));
+            if made.is_fresh() {
+                return Ok(());
+            }
             at(&file, fs::write(&file, text))?;
-            kernels.file(file);
-        }
-        let objects = kernels.try_compile_intermediates().map_err(|e| e.to_string())?;
-        for object in &objects {
+            command.args(["-MMD", "-MF"]).arg(&made.inputs).arg("-c").arg(&file);
+            command.arg("-o").arg(&object);
+            run(&mut command, &format!("g++ refuses {}", source.display()))?;
             let rename = ".bss=puna_shared,alloc,load,data,contents";
             let mut command = Command::new("objcopy");
-            command.arg("--rename-section").arg(rename).arg(object);
+            command.arg("--rename-section").arg(rename).arg(&object);
             run(&mut command, "objcopy (of binutils, which g++ needs too)")?;
-            runtime.object(object);
+            made.keep()
+        })?;
+        for source in &sources {
+            runtime.object(wrapped.join(format!("{}.o", stem(source))));
         }
         // Kernels are reached only through what registers them, which no linker would look for.
         runtime.link_lib_modifier("+whole-archive");
