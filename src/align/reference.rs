@@ -76,7 +76,7 @@ fn of_model(model: &Model, ws: &mut Workspace, slice: &Slice<'_>) -> Result<Vec<
             model.forward(ws, &mut [Segment { tokens: ids, cache, logits, rope_len }])?;
             let labels = labels.iter().enumerate();
             for (row, label) in labels.filter_map(|(row, label)| Some((row, (*label)?))) {
-                out.push(log_prob(ws.logits(row), label));
+                out.push(log_prob(ws.logits(row)?, label));
             }
         }
     }

@@ -25,6 +25,7 @@ use crate::kernels::{self, Place};
 use crate::model::builtin;
 use crate::model::llama::KvType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -119,12 +120,15 @@ impl Common {
 /// Where to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// The CPU, until everything computes on GPUs.
+    /// The CPU, until the kernels for GPUs have been seen to work on one.
     Auto,
     /// The CPU.
     Cpu,
     /// A CUDA device by its number.
     Cuda(usize),
+    /// CUDA's kernels, run on the CPU for tests.
+    #[cfg(feature = "cuda-host")]
+    Harness,
 }
 
 impl FromStr for Device {
@@ -135,6 +139,8 @@ impl FromStr for Device {
             "auto" => Ok(Device::Auto),
             "cpu" => Ok(Device::Cpu),
             "cuda" => Ok(Device::Cuda(0)),
+            #[cfg(feature = "cuda-host")]
+            "harness" => Ok(Device::Harness),
             _ => text
                 .strip_prefix("cuda:")
                 .and_then(|number| number.parse().ok())
@@ -155,11 +161,11 @@ impl Device {
     pub fn check(self) -> Result<()> {
         match (self, cfg!(feature = "cuda")) {
             (Device::Auto | Device::Cpu, _) => Ok(()),
-            (Device::Cuda(number), true) => {
-                let why = "only train, dpo and reward compute on a GPU so far".into();
-                Err(Error::Device { wanted: format!("cuda:{number}"), why })
-            }
             (Device::Cuda(_), false) => self.check_build(),
+            _ => {
+                let why = "this command computes on the CPU".into();
+                Err(Error::Device { wanted: self.to_string(), why })
+            }
         }
     }
 
@@ -169,8 +175,8 @@ impl Device {
     /// For CUDA, in a build without it.
     pub fn check_build(self) -> Result<()> {
         match self {
-            Device::Cuda(number) if !cfg!(feature = "cuda") => {
-                Err(Error::Device { wanted: format!("cuda:{number}"), why: CPU_ONLY.into() })
+            Device::Cuda(_) if !cfg!(feature = "cuda") => {
+                Err(Error::Device { wanted: self.to_string(), why: CPU_ONLY.into() })
             }
             _ => Ok(()),
         }
@@ -181,11 +187,29 @@ impl Device {
     /// # Errors
     /// When it is not there.
     pub fn open(self, threads: usize) -> Result<kernels::Device> {
-        let place = match self {
+        kernels::Device::new(threads)?.at(self.place())
+    }
+
+    /// Where models are to be opened.
+    pub fn place(self) -> Place {
+        match self {
             Device::Auto | Device::Cpu => Place::Cpu,
             Device::Cuda(number) => Place::Cuda(number),
-        };
-        kernels::Device::new(threads)?.at(place)
+            #[cfg(feature = "cuda-host")]
+            Device::Harness => Place::Harness,
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Auto => f.write_str("auto"),
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(number) => write!(f, "cuda:{number}"),
+            #[cfg(feature = "cuda-host")]
+            Device::Harness => f.write_str("harness"),
+        }
     }
 }
 

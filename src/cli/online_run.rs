@@ -291,7 +291,7 @@ pub fn run<M: Method>(
     OnlineSettings::check_sizes(kind.sizes.0, kind.sizes.1, width).map_err(usage)?;
     let sampler = args.sampler(usual).map_err(usage)?;
     let path = model_path(args.model.as_deref());
-    args.common.device.check()?;
+    args.common.device.check_build()?;
     let log = args.common.log();
     let Some(output) = setup.output.clone() else {
         return Err(Failure::usage("no output named"));
@@ -300,7 +300,8 @@ pub fn run<M: Method>(
     for data in std::iter::once(&setup.dataset).chain(&args.asking.eval_dataset) {
         std::fs::metadata(data).map_err(|source| Error::io(data, source))?;
     }
-    let model = TuneModel::open(path, &setup.tune)?;
+    let device = args.common.device.open(setup.tune.threads)?;
+    let model = TuneModel::open_on(path, &setup.tune, device)?;
     let max_new_tokens = args.asking.max_new_tokens.unwrap_or(usual.max_new_tokens);
     let set = read_prompts(args, &setup, &model, usual, max_new_tokens, log)?;
     let eval = match &args.asking.eval_dataset {

@@ -1,7 +1,7 @@
 //! `puna quickstart`: the whole way in a minute, on the built-in model and built-in questions:
 //! measure, tune an adapter, measure again, compare answers.
 
-use super::args::{Common, HELP, Threads};
+use super::args::{Common, Device, HELP, Threads};
 use super::failure::Failure;
 use super::interrupt;
 use super::terminal::{Log, print};
@@ -55,6 +55,13 @@ pub struct QuickstartArgs {
     pub common: Common,
 }
 
+/// What computes.
+#[derive(Clone, Copy)]
+struct Computer {
+    threads: usize,
+    device: Device,
+}
+
 /// A question with its right answer.
 struct Question {
     input: String,
@@ -66,9 +73,9 @@ struct Question {
 /// # Errors
 /// An output that is somebody else's, and what measuring and training return.
 pub fn run(args: &QuickstartArgs) -> Result<(), Failure> {
-    args.common.device.check()?;
+    args.common.device.check_build()?;
     let start = Instant::now();
-    let (log, threads) = (args.common.log(), args.threads.count());
+    let (log, computer) = (args.common.log(), Computer { threads: args.threads.count(), device: args.common.device });
     let output = args.output.clone().unwrap_or_else(|| OUTPUT.into());
     let data = prepare_output(&output)?;
     let held_out = questions(&data.join("heldout.json"))?;
@@ -79,12 +86,12 @@ pub fn run(args: &QuickstartArgs) -> Result<(), Failure> {
          1. What does it answer to {} questions that tuning will not see?",
         held_out.len()
     ));
-    let before = answers(&held_out, None, threads, log)?;
+    let before = answers(&held_out, None, computer, log)?;
     log.remark(format!("   {} right\n", share(&held_out, &before)));
 
     log.remark(format!("2. Tuning a LoRA adapter on {n_train} other questions"));
     let training = Instant::now();
-    let trained = tune(&output, &data.join("train"), threads, args.common.seed, log)?;
+    let trained = tune(&output, &data.join("train"), computer, args.common.seed, log)?;
     let training = training.elapsed().as_secs_f64();
     if trained.end == End::Interrupted {
         return Err(Failure::Interrupted);
@@ -92,7 +99,7 @@ pub fn run(args: &QuickstartArgs) -> Result<(), Failure> {
     log.remark(format!("   done in {training:.0} s\n"));
 
     log.remark("3. The same questions again, with the adapter");
-    let after = answers(&held_out, Some(&output), threads, log)?;
+    let after = answers(&held_out, Some(&output), computer, log)?;
     log.remark(format!("   {} right\n", share(&held_out, &after)));
 
     let seconds = start.elapsed().as_secs_f64();
@@ -146,11 +153,12 @@ fn questions(path: &Path) -> Result<Vec<Question>> {
 fn answers(
     questions: &[Question],
     adapter: Option<&Path>,
-    threads: usize,
+    computer: Computer,
     log: Log,
 ) -> Result<Vec<String>> {
     let adapters = adapter.map(Path::to_owned).into_iter().collect();
-    let options = LoadOptions { adapters, ..LoadOptions::threads(threads) };
+    let place = computer.device.place();
+    let options = LoadOptions { adapters, place, ..LoadOptions::threads(computer.threads) };
     let model = Model::load(Path::new(builtin::NAME), &options)?;
     let tokenizer = match &model.text {
         Some(parts) => &parts.tokenizer,
@@ -209,7 +217,7 @@ fn share(questions: &[Question], answers: &[String]) -> String {
 fn tune(
     output: &Path,
     dataset: &Path,
-    threads: usize,
+    computer: Computer,
     seed: u64,
     log: Log,
 ) -> Result<crate::train::Outcome> {
@@ -221,7 +229,7 @@ fn tune(
         use_rslora: false,
     };
     let options = TuneOptions {
-        threads,
+        threads: computer.threads,
         precision: Precision::F32,
         method: TuneMethod::Lora { spec, adapter: None },
         gradient_checkpointing: false,
@@ -229,7 +237,8 @@ fn tune(
         value: false,
         seed,
     };
-    let mut model = TuneModel::open(Path::new(builtin::NAME), &options)?;
+    let device = computer.device.open(computer.threads)?;
+    let mut model = TuneModel::open_on(Path::new(builtin::NAME), &options, device)?;
     let data_options = DataOptions {
         layout: Layout::Blocks,
         seed,

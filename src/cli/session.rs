@@ -44,18 +44,23 @@ impl Session {
     /// As [`Session::load`].
     pub fn load_any(args: &ModelArgs, threads: usize, common: &Common) -> Result<Session, Failure> {
         let path = model_path(args.model.as_deref());
-        common.device.check()?;
+        common.device.check_build()?;
         let log = common.log();
         let start = Instant::now();
         let options = LoadOptions {
             exact: args.exact,
             adapters: args.adapter.clone(),
             cache_weights: args.cache_weights,
+            place: common.device.place(),
             ..LoadOptions::threads(threads)
         };
         let model = Model::load(path, &options)?;
         let load_ms = start.elapsed().as_secs_f64() * 1000.0;
-        log.detail(format!("{}: loaded in {load_ms:.0} ms, {threads} threads", path.display()));
+        log.detail(format!(
+            "{}: loaded in {load_ms:.0} ms, {threads} threads, {}",
+            path.display(),
+            model.device_name()
+        ));
         let workspace = model.workspace();
         Ok(Session { model, workspace, load_ms, name: path.display().to_string(), log })
     }

@@ -81,12 +81,13 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
             return Err(Failure::usage(format!("{name}: found {bound:?}, wanted 0 or more")));
         }
     }
-    args.common.device.check()?;
+    args.common.device.check_build()?;
+    let place = args.common.device.place();
     let log = args.common.log();
     let load = |path: &Path, adapters: &[PathBuf]| {
         let (threads, exact) = (args.threads.count(), !args.rounded);
         let adapters = adapters.to_vec();
-        Model::load(path, &LoadOptions { exact, adapters, ..LoadOptions::threads(threads) })
+        Model::load(path, &LoadOptions { exact, adapters, place, ..LoadOptions::threads(threads) })
     };
     let (first, second) = (load(a, &args.adapter)?, load(b, &args.adapter_b)?);
     first.check_speaks()?;

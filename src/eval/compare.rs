@@ -70,7 +70,7 @@ pub fn compare(
                 model.forward(ws, &mut [Segment { tokens: rows, cache, logits, rope_len }])?;
             }
             for row in 0..rows.len() {
-                let at = compare_row(workspaces[0].logits(row), workspaces[1].logits(row));
+                let at = compare_row(workspaces[0].logits(row)?, workspaces[1].logits(row)?);
                 differences += at.mean_difference;
                 agreed += usize::from(at.agreement == 1.0);
                 found.max_difference = larger(found.max_difference, at.max_difference);

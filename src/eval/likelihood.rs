@@ -238,7 +238,7 @@ fn pass(
         if scored {
             for at in job.at..end {
                 let one = &mut found[job.sample];
-                one.nll += token_nll(ws.logits(row), job.tokens[at + 1])?;
+                one.nll += token_nll(ws.logits(row)?, job.tokens[at + 1])?;
                 one.tokens += 1;
                 row += 1;
             }

@@ -135,7 +135,7 @@ pub fn perplexity(
             model.forward(ws, &mut [segment])?;
             if pass.scored {
                 for (row, position) in (pass.begin..pass.end).enumerate() {
-                    nll.push(token_nll(ws.logits(row), tokens[position + 1])?);
+                    nll.push(token_nll(ws.logits(row)?, tokens[position + 1])?);
                 }
                 progress(nll.len(), total);
             }

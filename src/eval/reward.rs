@@ -65,7 +65,9 @@ pub fn scores(
                 group.iter().zip(&mut caches).map(segment).collect();
             model.forward(ws, &mut segments[..])?;
         }
-        out.extend((0..group.len()).map(|row| ws.logits(row)[0]));
+        for row in 0..group.len() {
+            out.push(ws.logits(row)?[0]);
+        }
     }
 }
 

@@ -139,7 +139,7 @@ fn begin<'m>(
     }
     clock.prompt_done(prompt.len() - n_reused);
     for sequence in sequences.iter_mut().filter(|sequence| sequence.finish.is_none()) {
-        sequence.advance(ws.logits(0))?;
+        sequence.advance(ws.row(0))?;
     }
     clock.first_token();
     let caches = (0..options.n).map(|_| context.fork_cache()).collect::<Result<_>>()?;
@@ -168,7 +168,7 @@ fn step(
     model.forward_unless(ws, &mut segments, cancel)?;
     let going_on = groups.iter_mut().flat_map(|group| &mut group.sequences);
     for (row, sequence) in going_on.filter(|sequence| sequence.finish.is_none()).enumerate() {
-        sequence.advance(ws.logits(row))?;
+        sequence.advance(ws.row(row))?;
     }
     groups.iter_mut().for_each(|group| group.clock.token());
     Ok(())

@@ -176,7 +176,7 @@ pub fn generate(
     if whole_prompt {
         for (index, sequence) in sequences.iter_mut().enumerate() {
             if sequence.finish.is_none() {
-                sink(index, &sequence.advance(ws.logits(0))?)?;
+                sink(index, &sequence.advance(ws.row(0))?)?;
             }
         }
         clock.first_token();
@@ -276,7 +276,7 @@ fn decode_step(
         if !context.run(model, ws, &[token], LogitsFor::Last, cancel)? {
             return Ok(false);
         }
-        sink(0, &sequence.advance(ws.logits(0))?)?;
+        sink(0, &sequence.advance(ws.row(0))?)?;
         return Ok(true);
     }
     let Context { cache, ids } = context;
@@ -298,7 +298,7 @@ fn decode_step(
     }
     let going_on = sequences.iter_mut().enumerate().filter(|(_, s)| s.finish.is_none());
     for (row, (index, sequence)) in going_on.enumerate() {
-        sink(index, &sequence.advance(ws.logits(row))?)?;
+        sink(index, &sequence.advance(ws.row(row))?)?;
     }
     Ok(true)
 }

@@ -5,6 +5,7 @@
 //! candidates. After [`Sampler::new`] nothing is allocated.
 
 use crate::error::{Error, Result};
+use crate::model::llama::{Choice, Logits};
 use crate::rng::Rng;
 use std::cmp::Ordering;
 
@@ -178,6 +179,24 @@ impl Sampler {
     pub fn follow(&mut self, other: &Sampler) {
         self.rng.clone_from(&other.rng);
         self.seen.clone_from(&other.seen);
+    }
+
+    /// The next token, chosen where the logits are: on a GPU by the same steps, whose exponentials
+    /// may differ in the last place.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`]; a GPU that failed.
+    pub fn choose(&mut self, logits: Logits<'_>) -> Result<u32> {
+        let Sampler { config, rng, seen, .. } = self;
+        let SamplerConfig { temperature, top_k, top_p, min_p, repetition_penalty, .. } = *config;
+        let choice = || {
+            let uniform = if temperature == 0.0 { 0.0 } else { rng.uniform() };
+            Choice { temperature, top_k, top_p, min_p, repetition_penalty, uniform }
+        };
+        match logits.choose(choice, seen)? {
+            Some(id) => Ok(id),
+            None => self.sample(logits.read()?),
+        }
     }
 
     /// The next token. Logits of minus infinity are never chosen.

@@ -4,6 +4,7 @@ use super::generate::GenerateOptions;
 use super::sampler::Sampler;
 use super::stop::StopMatcher;
 use crate::error::Result;
+use crate::model::llama::Logits;
 use crate::text::{StreamDecoder, Tokenizer};
 
 /// Why a sequence ended.
@@ -115,10 +116,11 @@ impl<'t> Sequence<'t> {
     ///
     /// # Errors
     /// Logits that are not numbers, or a token that cannot be decoded.
-    pub fn advance(&mut self, logits: &[f32]) -> Result<String> {
-        let id = self.sampler.sample(logits)?;
+    pub fn advance<'l>(&mut self, logits: impl Into<Logits<'l>>) -> Result<String> {
+        let logits = logits.into();
+        let id = self.sampler.choose(logits)?;
         if let Some(k) = self.n_logprobs {
-            self.logprobs.push(TokenLogprobs::of(logits, id, k));
+            self.logprobs.push(TokenLogprobs::of(logits.read()?, id, k));
         }
         self.sampler.observe(id);
         self.tokens.push(id);

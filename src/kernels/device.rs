@@ -106,6 +106,15 @@ impl Device {
         Ok(())
     }
 
+    /// Whether numbers are on a GPU.
+    pub fn is_gpu(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        if self.gpu.is_some() {
+            return true;
+        }
+        false
+    }
+
     /// The GPU, if numbers are there.
     #[cfg(feature = "cuda")]
     pub fn gpu(&self) -> Option<&Gpu> {

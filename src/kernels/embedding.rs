@@ -1,6 +1,6 @@
 //! Rows of the embedding table, from every weight type, and the table's gradient.
 
-use super::{Device, Floats, FloatsMut};
+use super::{Device, Floats, FloatsMut, Listed};
 use crate::error::{Error, Result};
 use crate::tensor::{Matrix, MatrixData, Params};
 use puna_cpu::embedding::embedding_bwd_acc_team;
@@ -10,7 +10,7 @@ use puna_cpu::{convert, quant};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 
-/// `out[i] = table[ids[i]]` as f32; `out` is [ids.len(), k].
+/// `out[i] = table[ids[i]]` as f32; `out` is [ids, k].
 ///
 /// # Errors
 /// When an id is not below the table's rows; operands of another device, or one that fails.
@@ -19,9 +19,9 @@ pub fn gather(
     out: FloatsMut<'_>,
     table: &Matrix,
     params: &Params,
-    ids: &[u32],
+    ids: Listed<'_, u32>,
 ) -> Result<()> {
-    if let Some(id) = ids.iter().find(|&&id| id as usize >= table.n) {
+    if let Some(id) = ids.list.iter().find(|&&id| id as usize >= table.n) {
         let why = format!("the vocabulary has {} tokens", table.n);
         return Err(Error::config("token id", id, why));
     }
@@ -34,11 +34,11 @@ pub fn gather(
             Source::Bf16(x) => Table::Floats(x.into()),
             Source::F16(x) => Table::F16(x),
         };
-        let ids = gpu.upload(ids)?;
+        let ids = ids.on(gpu)?;
         return cuda::embedding::gather(gpu, out.cuda()?, from, table.k, ids.slice());
     }
     let (isa, k, out) = (device.cpu.isa, table.k, out.host_f32()?);
-    for (out, &id) in out.chunks_exact_mut(k).zip(ids) {
+    for (out, &id) in out.chunks_exact_mut(k).zip(ids.list) {
         let row = id as usize;
         match &table.data {
             MatrixData::Packed(w) => w.decode_row(out, row),

@@ -5,14 +5,17 @@ pub mod attention;
 mod device;
 pub mod embedding;
 pub mod flash;
+mod listed;
 pub mod loss;
 pub mod matmul;
 pub mod optim;
 mod rotations;
 pub mod rows;
+pub mod sample;
 
 pub use crate::tensor::{Floats, FloatsMut};
 pub use device::{Device, Place};
+pub use listed::{List, Listed};
 pub use puna_cpu::team::{Seat, Team, TeamOptions, pin_current_thread};
 
 use crate::error::{Error, Result};

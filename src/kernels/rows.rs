@@ -1,8 +1,9 @@
 //! Row-wise operations: normalisation, rotation, activation, addition, selection; forward beside
 //! backward. On the CPU rows are shared among the team when there are many.
 
-use super::{Cpu, Device, Floats, FloatsMut, Scratch};
+use super::{Cpu, Device, Floats, FloatsMut, Listed, Scratch};
 use crate::error::Result;
+use crate::tensor::Rows;
 use puna_cpu::floats as host;
 use puna_cpu::share::share;
 use puna_cpu::{dropout, elementwise, rms_norm, rope, swiglu};
@@ -324,28 +325,42 @@ pub fn select(
     device: &Device,
     out: FloatsMut<'_>,
     x: Floats<'_>,
-    keep: &[usize],
+    keep: Listed<'_, usize>,
     width: usize,
 ) -> Result<()> {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = device.gpu() {
-        let keep = gpu.upload(&numbers(keep)?)?;
+        let keep = keep.on(gpu)?;
         let (out, x) = (out.cuda()?, x.cuda()?);
         return cuda::embedding::select_rows(gpu, out, x, width, keep.slice());
     }
     let _ = device;
     match (out.host()?, x.host()?) {
-        (host::FloatsMut::F32(out), host::Floats::F32(x)) => copy_rows(out, x, keep, width),
-        (host::FloatsMut::Bf16(out), host::Floats::Bf16(x)) => copy_rows(out, x, keep, width),
+        (host::FloatsMut::F32(out), host::Floats::F32(x)) => copy_rows(out, x, keep.list, width),
+        (host::FloatsMut::Bf16(out), host::Floats::Bf16(x)) => copy_rows(out, x, keep.list, width),
         _ => unreachable!("the result has the type of x"),
     }
     Ok(())
 }
 
-/// Numbers of rows as kernels take them.
-#[cfg(feature = "cuda")]
-fn numbers(keep: &[usize]) -> Result<Vec<u32>> {
-    keep.iter().map(|&row| cuda::u32_of("rows of a selection", row)).collect()
+/// Row `from` of `x` becomes `out`, [1, width]; both f32.
+///
+/// # Errors
+/// As [`rms_norm()`].
+///
+/// # Panics
+/// When there is no such row, or widths or types differ.
+pub fn copy_row(device: &Device, out: &mut Rows, x: &Rows, from: usize) -> Result<()> {
+    let width = x.width();
+    assert_eq!(out.dims2(), [1, width], "one row of the same width");
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = device.gpu() {
+        let x = x.floats().cuda_f32()?.range(from * width..(from + 1) * width);
+        return gpu.copy(&mut out.floats_mut().cuda_f32()?, &x);
+    }
+    let _ = device;
+    out.f32_mut().copy_from_slice(&x.f32()[from * width..(from + 1) * width]);
+    Ok(())
 }
 
 fn copy_rows<T: Copy>(out: &mut [T], x: &[T], keep: &[usize], width: usize) {
@@ -372,7 +387,7 @@ pub fn select_bwd(
 ) -> Result<()> {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = device.gpu() {
-        let keep = gpu.upload(&numbers(keep)?)?;
+        let keep = Listed::from(keep).on(gpu)?;
         let (dx, dout) = (dx.cuda()?, dout.cuda()?);
         return cuda::embedding::scatter_rows(gpu, dx, dout, width, keep.slice());
     }

@@ -3,6 +3,7 @@
 
 use crate::autograd::{Cx, Var};
 use crate::error::Result;
+use crate::kernels::Listed;
 use crate::kernels::rows::{Pairing, Rotations};
 use crate::model::config::{Config, RopePairing};
 use crate::model::weights::Block;
@@ -48,7 +49,7 @@ pub fn forward<'w>(
     shape: &Shape,
     x: Var<'w>,
     angles: &Arc<Rotations>,
-    keep: Option<&[usize]>,
+    keep: Option<Listed<'_, usize>>,
     attend: impl FnOnce(&mut Cx<'_, 'w>, [Var<'w>; 3]) -> Result<Var<'w>>,
 ) -> Result<Var<'w>> {
     let (head_dim, pairing, eps) = (shape.heads.head_dim, shape.pairing, shape.norm_eps);

@@ -52,7 +52,7 @@ impl Model {
         let ids: Vec<u32> = (0..self.config.vocab_size.min(TABLE_ROWS) as u32).collect();
         let pool = Pool::at(self.device.home());
         let mut rows = pool.take(DType::F32, ids.len(), self.config.dim)?;
-        gather(&self.device, rows.floats_mut(), &weights.tok_emb, &self.params, &ids)?;
+        gather(&self.device, rows.floats_mut(), &weights.tok_emb, &self.params, ids[..].into())?;
         numbers(&mut hash, rows.read(&mut vec![])?);
         Ok(hash.finalize().into())
     }

@@ -8,24 +8,28 @@
 use crate::autograd::{Cx, Mode};
 use crate::error::{Error, Result};
 use crate::kernels::rows::Rotations;
-use crate::kernels::{Device, Scratch};
+use crate::kernels::{Device, List, Scratch};
 use crate::model::adapter::read_adapter;
 use crate::model::block::{self, Shape};
 use crate::model::checkpoint::{Checkpoint, GenerationDefaults};
 use crate::model::config::{Config, Head};
+use crate::model::logits::read_once;
 use crate::model::rope::{Frequencies, append_angles, clear_angles};
 use crate::model::text::text_parts;
 use crate::model::tune_open::attach_fixed;
 use crate::model::weights::Weights;
+#[cfg(feature = "cuda")]
+use crate::model::weights_cuda::move_weights;
 use crate::ops::{self, CachedRows};
 use crate::tensor::{Params, Pool, Rows};
 use crate::text::{TextParts, Tokenizer};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use crate::kernels::{Seat, Team, TeamOptions, pin_current_thread};
+pub use crate::kernels::{Place, Seat, Team, TeamOptions, pin_current_thread};
 pub use crate::model::kv_cache::{KvCache, KvType};
+pub use crate::model::logits::{Choice, Kept, Logits};
 pub use crate::model::memory::Memory;
 
 /// How to open a model.
@@ -38,8 +42,10 @@ pub struct LoadOptions {
     /// Adapters to add, in this order.
     pub adapters: Vec<PathBuf>,
     /// Keep rearranged weights of a GGUF file in `FILE.panels` beside it, and start from there
-    /// next time: several times as fast, and processes share the memory.
+    /// next time: several times as fast, and processes share the memory. Of no use to a GPU.
     pub cache_weights: bool,
+    /// Where to compute.
+    pub place: Place,
 }
 
 impl LoadOptions {
@@ -147,9 +153,12 @@ pub struct Workspace {
     scratch: Scratch,
     angles: Arc<Rotations>,
     frequencies: Frequencies,
-    tokens: Vec<u32>,     // of all segments
+    tokens: List<u32>,    // of all segments
     logits: Option<Rows>, // [wanted rows, vocab]
-    wanted: Vec<usize>,   // rows that get logits
+    /// The logits of a GPU, once somebody has read them.
+    copy: OnceLock<Vec<f32>>,
+    device: Arc<Device>,
+    wanted: List<usize>,  // rows that get logits
 }
 
 impl Workspace {
@@ -162,12 +171,30 @@ impl Workspace {
 
     /// Logits `[vocab_size]` of the `row`-th row that was asked for, counted over all segments.
     ///
+    /// Those of a GPU are copied when the first of a pass is read.
+    ///
+    /// # Errors
+    /// When a GPU failed.
+    ///
     /// # Panics
     /// When fewer rows were asked for in the last forward pass.
-    pub fn logits(&self, row: usize) -> &[f32] {
-        let logits = self.logits.as_ref();
-        let (all, vocab) = logits.map_or((&[][..], 0), |rows| (rows.f32(), rows.width()));
-        &all[row * vocab..(row + 1) * vocab]
+    pub fn logits(&self, row: usize) -> Result<&[f32]> {
+        let (all, vocab) = match &self.logits {
+            Some(rows) => (read_once(rows, &self.copy)?, rows.width()),
+            None => (&[][..], 0),
+        };
+        Ok(&all[row * vocab..(row + 1) * vocab])
+    }
+
+    /// The same row, to be chosen from where it is.
+    pub fn row(&self, row: usize) -> Logits<'_> {
+        Logits::Pass(self, row)
+    }
+
+    /// The logits [rows, vocab_size], where a GPU has them.
+    pub(super) fn on_gpu(&self) -> Option<(&Device, &Rows)> {
+        let rows = self.logits.as_ref().filter(|rows| !rows.is_host())?;
+        Some((&self.device, rows))
     }
 }
 
@@ -181,11 +208,12 @@ impl Model {
     /// When the checkpoint is not there, is broken, or needs something that Puna does not do.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
         let checkpoint = Checkpoint::open(path)?;
-        Model::from_checkpoint(checkpoint, options, Arc::new(Device::with_options(&options.team)?))
+        let device = Device::with_options(&options.team)?.at(options.place)?;
+        Model::from_checkpoint(checkpoint, options, Arc::new(device))
     }
 
-    /// Opens a model whose work the team of `self` will do; the team of the options does not count.
-    /// Two teams would fight for the cores.
+    /// Opens a model where `self` computes, whose work the team of `self` will do; the team and the
+    /// place of the options do not count. Two teams would fight for the cores.
     ///
     /// # Errors
     /// As [`Model::load`].
@@ -214,8 +242,8 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn load_with_team(path: &Path, options: &LoadOptions, team: Team) -> Result<Model> {
-        let device = Arc::new(Device::with_team(team)?);
-        Model::from_checkpoint(Checkpoint::open(path)?, options, device)
+        let device = Device::with_team(team)?.at(options.place)?;
+        Model::from_checkpoint(Checkpoint::open(path)?, options, Arc::new(device))
     }
 
     fn from_checkpoint(
@@ -226,7 +254,7 @@ impl Model {
         // The tokenizer is built while the weights load.
         let (text, weights) = std::thread::scope(|scope| {
             let text = scope.spawn(|| text_parts(&checkpoint));
-            let weights = match options.cache_weights {
+            let weights = match options.cache_weights && !device.is_gpu() {
                 true => Weights::load_cached(&device.cpu, &checkpoint),
                 false => Weights::load(&device.cpu, &checkpoint),
             };
@@ -241,6 +269,10 @@ impl Model {
             if adapter.score.is_some() {
                 config.head = Head::Score;
             }
+        }
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &device.gpu {
+            move_weights(&mut weights, gpu)?;
         }
         let Checkpoint { generation, .. } = checkpoint;
         let (params, exact) = (Params::default(), options.exact);
@@ -290,9 +322,30 @@ impl Model {
         self.weights.main_type()
     }
 
-    /// The instruction set in use.
-    pub fn isa_name(&self) -> String {
-        self.device.cpu.isa.to_string()
+    /// Whether a GPU computes.
+    pub fn is_on_gpu(&self) -> bool {
+        self.device.is_gpu()
+    }
+
+    /// Waits until a GPU has done all that it was asked for: before a clock is read.
+    ///
+    /// # Errors
+    /// When it failed.
+    pub fn sync(&self) -> Result<()> {
+        self.device.sync()
+    }
+
+    /// What computes: the instruction set in use, or the GPU by its maker's name.
+    pub fn device_name(&self) -> String {
+        self.device.name()
+    }
+
+    /// Room for a row of logits where the model computes.
+    ///
+    /// # Errors
+    /// When a GPU has none.
+    pub fn room_for_logits(&self) -> Result<Kept> {
+        Kept::new(&self.device, self.config.vocab_size)
     }
 
     /// An empty cache for `capacity` positions.
@@ -306,14 +359,16 @@ impl Model {
     /// Buffers for forward passes; one per thread that calls [`Model::forward`].
     pub fn workspace(&self) -> Workspace {
         Workspace {
-            pool: Pool::at(self.device.home()),
-            heads: Pool::at(self.device.home()),
+            pool: Pool::keeping(self.device.home()),
+            heads: Pool::keeping(self.device.home()),
             scratch: Scratch::default(),
             angles: Arc::default(),
             frequencies: Frequencies::default(),
-            tokens: Vec::new(),
+            tokens: List::default(),
             logits: None,
-            wanted: Vec::new(),
+            copy: OnceLock::new(),
+            device: Arc::clone(&self.device),
+            wanted: List::default(),
         }
     }
 
@@ -351,7 +406,6 @@ impl Model {
         ws: &mut Workspace,
         batch: &mut B,
     ) -> Result<()> {
-        let config = &self.config;
         let m: usize = batch.segments().map(|s| s.tokens.len()).sum();
         if m > Self::MAX_ROWS {
             return Err(Error::Shape {
@@ -368,19 +422,31 @@ impl Model {
         }
         self.prepare(ws, batch);
         ws.logits = None;
+        ws.copy.take();
         ws.pool.expect_rows(m);
-        ws.heads.expect_rows(ws.wanted.len());
+        ws.heads.expect_rows(ws.wanted.as_slice().len());
+        ws.logits = self.run(ws, batch)?;
+        // Last of all: what was given up has changed no length.
+        for Segment { tokens, cache, .. } in batch.segments() {
+            cache.advance(tokens.len());
+        }
+        Ok(())
+    }
+
+    /// The pass itself; returns the logits asked for.
+    fn run<B: Batch + ?Sized>(&self, ws: &mut Workspace, batch: &mut B) -> Result<Option<Rows>> {
+        let config = &self.config;
         let (pool, heads, params) = (ws.pool.clone(), ws.heads.clone(), &self.params);
         let mode = Mode::Serve { exact: self.exact };
         let mut cx = Cx::new(&self.device, &pool, params, &mut ws.scratch, mode);
-        let mut x = ops::embedding(&mut cx, &self.weights.tok_emb, &ws.tokens)?;
+        let mut x = ops::embedding(&mut cx, &self.weights.tok_emb, ws.tokens.listed())?;
         let shape = Shape::of(config);
         let last = self.weights.blocks.len().wrapping_sub(1);
         for (layer, block) in self.weights.blocks.iter().enumerate() {
             if batch.cancelled() {
                 return Err(Error::Cancelled);
             }
-            let keep = (layer == last).then_some(&ws.wanted[..]);
+            let keep = (layer == last).then(|| ws.wanted.listed());
             x = block::forward(&mut cx, block, &shape, x, &ws.angles, keep, |cx, qkv| {
                 let parts = batch.segments().map(|s| {
                     let Segment { tokens, cache, .. } = s;
@@ -390,19 +456,15 @@ impl Model {
                 ops::attention_cached(cx, shape.heads, qkv, parts)
             })?;
         }
-        if !ws.wanted.is_empty() {
-            if batch.cancelled() {
-                return Err(Error::Cancelled);
-            }
-            let h = ops::rms_norm(&mut cx, &x, &self.weights.out_norm, config.norm_eps)?;
-            cx.pool = &heads;
-            ws.logits = Some(ops::linear(&mut cx, &h, &self.weights.lm_head)?.rows);
+        if ws.wanted.as_slice().is_empty() {
+            return Ok(None);
         }
-        // Last of all: what was given up has changed no length.
-        for Segment { tokens, cache, .. } in batch.segments() {
-            cache.advance(tokens.len());
+        if batch.cancelled() {
+            return Err(Error::Cancelled);
         }
-        Ok(())
+        let h = ops::rms_norm(&mut cx, &x, &self.weights.out_norm, config.norm_eps)?;
+        cx.pool = &heads;
+        Ok(Some(ops::linear(&mut cx, &h, &self.weights.lm_head)?.rows))
     }
 
     /// Tokens, rows with logits and angles of a batch.
@@ -415,6 +477,7 @@ impl Model {
         }
         let angles = Arc::get_mut(angles).expect("nobody else holds what was just made");
         clear_angles(angles, rope, head_dim);
+        let (tokens, wanted) = (tokens.edit(), wanted.edit());
         tokens.clear();
         wanted.clear();
         for s in batch.segments() {

@@ -13,6 +13,7 @@ mod gguf_meta;
 pub mod hf_json;
 pub mod kv_cache;
 pub mod llama;
+pub mod logits;
 mod memory;
 pub mod names;
 pub mod panel_cache;

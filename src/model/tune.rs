@@ -5,7 +5,7 @@ use crate::autograd::{Cx, Dropout, Mode, NodeId, Var, checkpoint, sweep};
 use crate::error::{Error, Result};
 use crate::format::peft::Target;
 use crate::kernels::rows::Rotations;
-use crate::kernels::{Device, Scratch};
+use crate::kernels::{Device, Listed, Scratch};
 use crate::model::block::{self, Shape};
 use crate::model::config::{Config, Head};
 use crate::model::llama::Model;
@@ -347,7 +347,7 @@ impl TuneModel {
             cx.record(grads);
             cx.dropout = Some(dropout);
         }
-        let mut x = ops::embedding(&mut cx, &weights.tok_emb, slice.ids)?;
+        let mut x = ops::embedding(&mut cx, &weights.tok_emb, slice.ids.into())?;
         let last = weights.blocks.len().wrapping_sub(1);
         for (layer, block) in weights.blocks.iter().enumerate() {
             let is_last = layer == last;
@@ -446,7 +446,7 @@ impl Pass {
         x: Var<'w>,
         is_last: bool,
     ) -> Result<Var<'w>> {
-        let keep = is_last.then_some(&self.keep[..]);
+        let keep = is_last.then(|| Listed::from(&self.keep[..]));
         block::forward(cx, block, &self.shape, x, &self.angles, keep, |cx, qkv| {
             ops::attention(cx, self.shape.heads, qkv, &self.spans)
         })

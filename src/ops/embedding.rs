@@ -2,23 +2,24 @@
 
 use crate::autograd::{Adjoints, Backward, Cx, Var};
 use crate::error::Result;
-use crate::kernels::{embedding as kernel, rows};
+use crate::kernels::{Listed, embedding as kernel, rows};
 use crate::tensor::{DType, Matrix, ParamId, Rows};
 
-/// `table[ids]`, [ids.len(), dim].
+/// `table[ids]`, [ids, dim].
 ///
 /// # Errors
 /// When an id is outside the table.
-pub fn embedding<'w>(cx: &mut Cx<'_, 'w>, table: &'w Matrix, ids: &[u32]) -> Result<Var<'w>> {
-    let mut out = cx.take_f32(ids.len(), table.k)?;
+pub fn embedding<'w>(cx: &mut Cx<'_, 'w>, table: &'w Matrix, ids: Listed<'_, u32>) -> Result<Var<'w>> {
+    let n = ids.list.len();
+    let mut out = cx.take_f32(n, table.k)?;
     kernel::gather(cx.device, out.floats_mut(), table, cx.params, ids)?;
     if cx.dtype() == DType::Bf16 {
         let wide = out;
-        out = cx.take(ids.len(), table.k)?;
+        out = cx.take(n, table.k)?;
         rows::convert(cx.device, out.floats_mut(), wide.floats(), table.k)?;
     }
     let node = match table.param() {
-        Some(param) if cx.is_recording() => cx.push(Embedding { param, ids: ids.to_vec() }),
+        Some(param) if cx.is_recording() => cx.push(Embedding { param, ids: ids.list.to_vec() }),
         _ => None,
     };
     Ok(Var::new(out, node))

@@ -2,24 +2,24 @@
 
 use crate::autograd::{Adjoints, Backward, Cx, NodeId, Var};
 use crate::error::Result;
-use crate::kernels::rows;
+use crate::kernels::{Listed, rows};
 use crate::tensor::Rows;
 
-/// `x[keep]`, [keep.len(), width]; `keep` is ascending.
+/// `x[keep]`, [keep, width]; `keep` is ascending.
 ///
 /// # Errors
 /// Of the device.
 ///
 /// # Panics
 /// When an index is outside.
-pub fn select<'w>(cx: &mut Cx<'_, 'w>, x: Var<'w>, keep: &[usize]) -> Result<Var<'w>> {
+pub fn select<'w>(cx: &mut Cx<'_, 'w>, x: Var<'w>, keep: Listed<'_, usize>) -> Result<Var<'w>> {
     let [m, width] = x.rows.dims2();
-    if keep.len() == m {
+    if keep.list.len() == m {
         return Ok(x);
     }
-    let mut out = cx.pool.take(x.rows.dtype(), keep.len(), width)?;
+    let mut out = cx.pool.take(x.rows.dtype(), keep.list.len(), width)?;
     rows::select(cx.device, out.floats_mut(), x.rows.floats(), keep, width)?;
-    let node = x.node.and_then(|x| cx.push(Select { x, m, keep: keep.to_vec() }));
+    let node = x.node.and_then(|x| cx.push(Select { x, m, keep: keep.list.to_vec() }));
     Ok(Var::new(out, node))
 }
 

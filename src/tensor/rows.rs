@@ -67,6 +67,8 @@ struct Free {
     slots: Vec<Arc<Slot>>,
     blocks: usize,
     bytes: usize,
+    /// How often blocks were freed.
+    generation: usize,
     /// Rows that new blocks have room for at least.
     least_rows: usize,
 }
@@ -76,6 +78,8 @@ struct Free {
 pub struct Pool {
     free: Arc<Mutex<Free>>,
     home: Home,
+    /// Whether blocks of a GPU come back here too.
+    keeps: bool,
 }
 
 /// Elements to reserve for `len`: eight sizes a power of two, so that batches of similar length
@@ -87,9 +91,20 @@ pub fn size_class(len: usize) -> usize {
 }
 
 impl Pool {
-    /// One whose blocks lie there. A GPU keeps what is given back by itself.
+    /// One whose blocks lie there. What is given back of a GPU's is the next one's who asks it.
     pub fn at(home: Home) -> Pool {
         Pool { home, ..Pool::default() }
+    }
+
+    /// One that keeps its blocks wherever they lie: nobody else ever gets their memory, and a pass
+    /// that repeats meets them at the same addresses.
+    pub fn keeping(home: Home) -> Pool {
+        Pool { home, keeps: true, ..Pool::default() }
+    }
+
+    /// Changes whenever blocks were freed: addresses from before may be somebody else's now.
+    pub fn generation(&self) -> usize {
+        self.free.lock().unwrap_or_else(|poison| poison.into_inner()).generation
     }
 
     /// A block of `rows` rows of `width` elements with arbitrary contents, to be overwritten.
@@ -98,7 +113,9 @@ impl Pool {
     /// When a GPU has no room for it.
     pub fn take(&self, dtype: DType, rows: usize, width: usize) -> Result<Rows> {
         match &self.home {
-            Home::Host => Ok(self.take_host(dtype, rows, width)),
+            Home::Host => self.take_kept(dtype, rows, width),
+            #[cfg(feature = "cuda")]
+            Home::Cuda(_) if self.keeps => self.take_kept(dtype, rows, width),
             #[cfg(feature = "cuda")]
             Home::Cuda(gpu) => {
                 let len = rows * width;
@@ -112,7 +129,7 @@ impl Pool {
         }
     }
 
-    fn take_host(&self, dtype: DType, rows: usize, width: usize) -> Rows {
+    fn take_kept(&self, dtype: DType, rows: usize, width: usize) -> Result<Rows> {
         let mut free = self.free.lock().unwrap_or_else(|poison| poison.into_inner());
         let class = size_class(rows.max(free.least_rows) * width);
         let fits = |slot: &Arc<Slot>| slot.class == class && slot.dtype() == dtype;
@@ -121,19 +138,26 @@ impl Pool {
             let mut slot = free.slots.remove(at);
             if let Some(unique) = Arc::get_mut(&mut slot) {
                 (unique.rows, unique.width) = (rows, width);
-                return Rows(Some(slot));
+                return Ok(Rows(Some(slot)));
             }
         }
+        drop(free);
+        let data = match (&self.home, dtype) {
+            (Home::Host, DType::F32) => Data::F32(Buffer::zeroed(class)),
+            (Home::Host, DType::Bf16) => Data::Bf16(Buffer::zeroed(class)),
+            #[cfg(feature = "cuda")]
+            (Home::Cuda(gpu), DType::F32) => Data::CudaF32(gpu.alloc(class)?, Arc::clone(gpu)),
+            #[cfg(feature = "cuda")]
+            (Home::Cuda(gpu), DType::Bf16) => Data::CudaBf16(gpu.alloc(class)?, Arc::clone(gpu)),
+        };
+        let mut free = self.free.lock().unwrap_or_else(|poison| poison.into_inner());
         free.bytes += class * dtype.bytes();
         free.blocks += 1;
         let missing = free.blocks - free.slots.len();
         free.slots.reserve(missing);
         drop(free);
-        let data = match dtype {
-            DType::F32 => Data::F32(Buffer::zeroed(class)),
-            DType::Bf16 => Data::Bf16(Buffer::zeroed(class)),
-        };
-        Rows(Some(Arc::new(Slot { data, class, rows, width, pool: Arc::downgrade(&self.free) })))
+        let pool = Arc::downgrade(&self.free);
+        Ok(Rows(Some(Arc::new(Slot { data, class, rows, width, pool }))))
     }
 
     /// Says that passes have up to so many rows: blocks get room for them, so that shorter passes
@@ -156,6 +180,7 @@ impl Pool {
     /// Frees what nobody holds.
     pub fn shrink(&self) {
         let mut free = self.free.lock().unwrap_or_else(|poison| poison.into_inner());
+        free.generation += usize::from(!free.slots.is_empty());
         let idle: usize = free.slots.iter().map(|s| s.class * s.dtype().bytes()).sum();
         free.bytes -= idle;
         free.blocks -= free.slots.len();
@@ -215,6 +240,11 @@ impl Rows {
         self.slot().dtype()
     }
 
+    /// Whether the elements are in the machine's memory.
+    pub fn is_host(&self) -> bool {
+        matches!(self.slot().data, Data::F32(_) | Data::Bf16(_))
+    }
+
     /// Whether nobody else holds this block.
     pub fn is_unique(&mut self) -> bool {
         self.0.as_mut().is_some_and(|slot| Arc::get_mut(slot).is_some())
@@ -228,9 +258,9 @@ impl Rows {
             Data::F32(x) => Floats::Host(host::Floats::F32(&x[..len])),
             Data::Bf16(x) => Floats::Host(host::Floats::Bf16(&x[..len])),
             #[cfg(feature = "cuda")]
-            Data::CudaF32(x, _) => Floats::Cuda(cuda::Floats::F32(x.slice())),
+            Data::CudaF32(x, _) => Floats::Cuda(cuda::Floats::F32(x.slice().range(0..len))),
             #[cfg(feature = "cuda")]
-            Data::CudaBf16(x, _) => Floats::Cuda(cuda::Floats::Bf16(x.slice())),
+            Data::CudaBf16(x, _) => Floats::Cuda(cuda::Floats::Bf16(x.slice().range(0..len))),
         }
     }
 
@@ -245,9 +275,9 @@ impl Rows {
             Data::F32(x) => FloatsMut::Host(host::FloatsMut::F32(&mut x[..len])),
             Data::Bf16(x) => FloatsMut::Host(host::FloatsMut::Bf16(&mut x[..len])),
             #[cfg(feature = "cuda")]
-            Data::CudaF32(x, _) => FloatsMut::Cuda(cuda::FloatsMut::F32(x.slice_mut())),
+            Data::CudaF32(x, _) => FloatsMut::Cuda(cuda::FloatsMut::F32(x.slice_mut().range_mut(0..len))),
             #[cfg(feature = "cuda")]
-            Data::CudaBf16(x, _) => FloatsMut::Cuda(cuda::FloatsMut::Bf16(x.slice_mut())),
+            Data::CudaBf16(x, _) => FloatsMut::Cuda(cuda::FloatsMut::Bf16(x.slice_mut().range_mut(0..len))),
         }
     }
 
@@ -282,10 +312,10 @@ impl Rows {
     /// When the block is not f32, has another length, or somebody else holds it.
     pub fn write(&mut self, from: &[f32]) -> Result<()> {
         #[cfg(feature = "cuda")]
-        if let Some(Slot { data: Data::CudaF32(x, gpu), .. }) =
+        if let Some(Slot { data: Data::CudaF32(x, gpu), rows, width, .. }) =
             self.0.as_mut().and_then(Arc::get_mut)
         {
-            return gpu.write(&mut x.slice_mut(), from);
+            return gpu.write(&mut x.slice_mut().range_mut(0..*rows * *width), from);
         }
         self.f32_mut().copy_from_slice(from);
         Ok(())
@@ -300,9 +330,9 @@ impl Rows {
     /// When the block is not f32.
     pub fn read<'a>(&'a self, copy: &'a mut Vec<f32>) -> Result<&'a [f32]> {
         #[cfg(feature = "cuda")]
-        if let Data::CudaF32(x, gpu) = &self.slot().data {
-            copy.resize(x.len(), 0.0);
-            gpu.download(&x.slice(), copy)?;
+        if let Slot { data: Data::CudaF32(x, gpu), rows, width, .. } = &**self.slot() {
+            copy.resize(rows * width, 0.0);
+            gpu.download(&x.slice().range(0..copy.len()), copy)?;
             return Ok(copy);
         }
         let _ = copy;

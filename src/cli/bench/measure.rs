@@ -44,8 +44,8 @@ pub struct Outcome {
     pub bytes_per_token: Option<f64>,
     /// Operations of a token.
     pub ops_per_token: f64,
-    /// What multiplies the weights.
-    pub unit: Unit,
+    /// What multiplies the weights; `None` on a GPU, whose peak nobody has measured here.
+    pub unit: Option<Unit>,
     /// Most memory resident.
     pub peak_bytes: Option<u64>,
     /// Energy of the whole processor.
@@ -72,7 +72,9 @@ pub fn run(args: &BenchArgs) -> Result<Value, Failure> {
     let mut cached = false;
     for threads in args.thread_counts() {
         let mut session = Session::load(&model_args, threads, &args.common)?;
-        if !args.no_limits && limits::with_threads(&all_limits, threads).is_none() {
+        // The CPU's limits say nothing of a GPU's tokens.
+        let wanted = !args.no_limits && !session.model.is_on_gpu();
+        if wanted && limits::with_threads(&all_limits, threads).is_none() {
             all_limits.push(Limits::measure(threads)?);
         }
         if head.is_empty() {
@@ -151,6 +153,7 @@ fn describe(args: &BenchArgs, session: &Session, machine: &Machine) -> Map<Strin
         "exact": args.model.exact,
         "repetitions": args.repetitions(),
         "machine": machine.json(),
+        "device": session.model.device_name(),
     });
     match head {
         Value::Object(head) => head,
@@ -173,7 +176,7 @@ fn intro(machine: &Machine, session: &Session) -> String {
         session.model.weight_type(),
         machine.cpu.as_deref().unwrap_or("unknown processor"),
         machine.physical_cores,
-        machine.isa,
+        session.model.device_name(),
         session.model.bytes_per_token() / 1_000_000,
     )
 }
@@ -185,7 +188,7 @@ pub fn row(outcome: &Outcome, limits: Option<&Limits>) -> Value {
     let bytes_per_s = outcome.bytes_per_token.map(|bytes| bytes * tok_per_s);
     let ops_per_s = outcome.ops_per_token * tok_per_s;
     let read = limits.and_then(Limits::read);
-    let peak = limits.and_then(|limits| limits.peak(outcome.unit));
+    let peak = limits.zip(outcome.unit).and_then(|(limits, unit)| limits.peak(unit));
     let giga = |value: Option<f64>| rounded(value.map(|x| x / 1e9));
     let share = |part: Option<f64>, whole: Option<f64>| {
         rounded(part.zip(whole).map(|(part, whole)| 100.0 * part / whole))
@@ -208,7 +211,7 @@ pub fn row(outcome: &Outcome, limits: Option<&Limits>) -> Value {
         "read_percent": share(bytes_per_s, read),
         "gop_per_token": giga(Some(outcome.ops_per_token)),
         "gop_per_s": giga(Some(ops_per_s)),
-        "unit": outcome.unit.name(),
+        "unit": outcome.unit.map(Unit::name),
         "peak_gop_per_s": giga(peak),
         "peak_percent": share(Some(ops_per_s), peak),
         "peak_bytes": outcome.peak_bytes,
@@ -225,7 +228,7 @@ struct Bench<'a> {
     /// Random ids: the depth first, then the tokens of the test.
     ids: Vec<u32>,
     test: Test,
-    unit: Unit,
+    unit: Option<Unit>,
 }
 
 impl<'a> Bench<'a> {
@@ -240,7 +243,10 @@ impl<'a> Bench<'a> {
         let n = test.depth + test.n_tokens();
         let ids = (0..n).map(|_| rng.next_u32() % vocab_size).collect();
         let caches = vec![model.new_cache(n, args.model.kv(KvType::F16))?];
-        let unit = work::unit(chosen_isa()?, model.weight_type(), args.model.exact);
+        let of_cpu = || -> Result<Unit> {
+            Ok(work::unit(chosen_isa()?, model.weight_type(), args.model.exact))
+        };
+        let unit = if model.is_on_gpu() { None } else { Some(of_cpu()?) };
         Ok(Bench { model, ws, caches, ids, test, unit })
     }
 
@@ -301,6 +307,7 @@ impl<'a> Bench<'a> {
         let start = Instant::now();
         if n_gen == 0 {
             self.append(depth, depth + n, LogitsFor::Last)?;
+            self.model.sync()?;
         } else {
             for at in depth..depth + n {
                 let begin = Instant::now();
@@ -326,7 +333,9 @@ impl<'a> Bench<'a> {
                 Segment { tokens, cache, logits: LogitsFor::Last, rope_len: Some(at + 1) }
             })
             .collect();
-        self.model.forward(self.ws, &mut segments)
+        self.model.forward(self.ws, &mut segments)?;
+        // A token is there when a GPU says so.
+        self.model.sync()
     }
 
     /// Appends the ids `begin..end` to the first sequence, with logits for the last one if any.

@@ -17,6 +17,7 @@ use crate::cli::output::percentiles_json;
 use crate::cli::train_args::{DTypeFlag, Method};
 use crate::cli::train_setup::{LORA_ALPHA, LORA_R};
 use crate::error::Result;
+use crate::kernels::Place;
 use crate::infer::Percentiles;
 use crate::model::tune::{LoraSpec, Precision, Slice, TuneMethod, TuneModel, TuneOptions};
 use crate::rng::Rng;
@@ -24,6 +25,7 @@ use crate::tensor::Grads;
 use crate::train::clip::{clip_factor, global_norm};
 use crate::train::optimizer::{OptimArgs, Optimizer, make};
 use crate::train::{Holder, budget};
+use puna_cpu::limits::Unit;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Instant;
@@ -111,7 +113,7 @@ pub fn run(args: &BenchArgs) -> Result<Value, Failure> {
     if let Some(len) = rows.iter().find(|&&len| len < 2) {
         return Err(Failure::usage(format!("-p {len}: wanted rows of at least 2 tokens")));
     }
-    args.common.device.check()?;
+    args.common.device.check_build()?;
     let made = make_model(args)?;
     let path = match &made {
         Some(made) => made.path.as_path(),
@@ -155,17 +157,22 @@ pub fn run(args: &BenchArgs) -> Result<Value, Failure> {
     let repetitions = args.repetitions();
     let mut all_limits: Vec<Limits> = vec![];
     for threads in args.thread_counts() {
-        if !args.no_limits && limits::with_threads(&all_limits, threads).is_none() {
+        // The CPU's limits say nothing of a GPU's steps.
+        let wanted = !args.no_limits && matches!(args.common.device.place(), Place::Cpu);
+        if wanted && limits::with_threads(&all_limits, threads).is_none() {
             all_limits.push(Limits::measure(threads)?);
         }
         // Opening counts: it may hold more than training does.
         let memory = PeakMemory::begin(all_limits.is_empty());
-        let mut model = TuneModel::open(path, &options(args, threads))?;
+        let device = args.common.device.open(threads)?;
+        let mut model = TuneModel::open_on(path, &options(args, threads), device)?;
         let mut optimizer = make("adamw", &OptimArgs::default(), model.params())?;
         let mut grads = Grads::zeros(model.params())?;
         let sizes = Sizes::of(model.config());
         let adapter = if method != "full" { model.params().n_elements() } else { 0 };
-        let unit = unit(model.device().cpu.isa, if in_bf16 { "BF16" } else { "F32" }, false);
+        let device = model.device();
+        let type_name = if in_bf16 { "BF16" } else { "F32" };
+        let unit = (!device.is_gpu()).then(|| unit(device.cpu.isa, type_name, false));
         let limit = limits::with_threads(&all_limits, threads);
         let bar = args
             .common
@@ -200,7 +207,7 @@ pub fn run(args: &BenchArgs) -> Result<Value, Failure> {
                     step_ms.iter().map(|ms| n_tokens as f64 * 1000.0 / ms.max(1e-6)).collect();
                 let ops = sizes.train_ops(row_tokens, method == "full", adapter);
                 let ops_per_s = ops * mean(&tok_per_s);
-                let peak = limit.and_then(|limits| limits.peak(unit));
+                let peak = limit.zip(unit).and_then(|(limits, unit)| limits.peak(unit));
                 let row = json!({
                     "test": format!("{method} {dtype} p{row_tokens} b{batch}"),
                     "n_prompt": row_tokens,
@@ -213,7 +220,7 @@ pub fn run(args: &BenchArgs) -> Result<Value, Failure> {
                     "loss": rounded(Some(loss)),
                     "gop_per_token": rounded(Some(ops / 1e9)),
                     "gop_per_s": rounded(Some(ops_per_s / 1e9)),
-                    "unit": unit.name(),
+                    "unit": unit.map(Unit::name),
                     "peak_gop_per_s": rounded(peak.map(|ops| ops / 1e9)),
                     "peak_percent": rounded(peak.map(|peak| 100.0 * ops_per_s / peak)),
                     "peak_bytes": memory.bytes(),

@@ -63,7 +63,7 @@ impl<'m> Asker<'m> {
         for piece in inputs[scored..].chunks(Model::MAX_ROWS) {
             self.forward(piece, LogitsFor::All, inputs.len())?;
             for row in 0..piece.len() {
-                sum -= token_nll(self.ws.logits(row), tokens[at + 1])?;
+                sum -= token_nll(self.ws.logits(row)?, tokens[at + 1])?;
                 at += 1;
             }
         }

@@ -17,7 +17,7 @@ pub use together::step_all;
 use super::sampler::{Sampler, SamplerConfig};
 use super::sequence::FinishReason;
 use crate::error::{Error, Result};
-use crate::model::llama::{KvCache, KvType, LogitsFor, Model, Segment, Workspace};
+use crate::model::llama::{Kept, KvCache, KvType, Logits, LogitsFor, Model, Segment, Workspace};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use text::Text;
@@ -107,7 +107,7 @@ pub struct Session {
     sampler: Sampler,
     /// Prompt and answer; those from `cache.len()` on have not run yet.
     ids: Vec<u32>,
-    logits: Vec<f32>, // [vocab_size]
+    logits: Kept, // [vocab_size]
     /// How many ids the logits come after; 0: there are none.
     logits_after: usize,
     /// Tokens chosen since the last prompt.
@@ -142,7 +142,7 @@ impl Session {
             sampler,
             // One more than the cache holds: the last token of a full context never runs.
             ids: Vec::with_capacity(options.ctx + 1),
-            logits: vec![0.0; vocab_size],
+            logits: model.room_for_logits()?,
             logits_after: 0,
             n_new: 0,
             finish: None,
@@ -290,7 +290,7 @@ impl Session {
     /// Nothing has been put in, no room for the last token, [`Error::Cancelled`].
     pub fn logits(&mut self) -> Result<&[f32]> {
         self.catch_up()?;
-        Ok(&self.logits)
+        self.logits.read()
     }
 
     /// The logits in hand, without running anything: after a prompt those that the next step chooses
@@ -305,12 +305,18 @@ impl Session {
     /// let mut session = Session::new(model, SessionOptions { ctx: 32, ..Default::default() })?;
     /// session.prefill(&[5, 6, 7])?;
     /// let id = session.step()?;
-    /// let chosen = TokenLogprobs::of(session.last_logits().unwrap(), id, 1);
+    /// let chosen = TokenLogprobs::of(session.last_logits()?.unwrap(), id, 1);
     /// assert_eq!(chosen.top[0], (id, chosen.logprob));
     /// # Ok::<(), puna::Error>(())
     /// ```
-    pub fn last_logits(&self) -> Option<&[f32]> {
-        (self.logits_after > 0).then_some(&self.logits)
+    ///
+    /// # Errors
+    /// When a GPU that has them failed.
+    pub fn last_logits(&self) -> Result<Option<&[f32]>> {
+        match self.logits_after {
+            0 => Ok(None),
+            _ => self.logits.read().map(Some),
+        }
     }
 
     /// A handle that cancels this session from any thread.
@@ -394,7 +400,7 @@ impl Session {
             ws: Some(self.model.workspace()),
             sampler: self.sampler.clone(),
             ids,
-            logits: self.logits.clone(),
+            logits: self.logits.fork()?,
             logits_after: self.logits_after,
             n_new: self.n_new,
             finish: self.finish,
@@ -453,14 +459,14 @@ impl Session {
                 return Err(error);
             }
         }
-        self.logits.copy_from_slice(ws.logits(0));
+        self.logits.keep(ws, 0)?;
         self.logits_after = n;
         Ok(())
     }
 
     /// Chooses from the logits, which are those after the last token.
     fn choose(&mut self) -> Result<u32> {
-        let id = self.sampler.sample(&self.logits)?;
+        let id = self.sampler.choose(Logits::Kept(&self.logits))?;
         self.sampler.observe(id);
         self.ids.push(id);
         self.n_new += 1;

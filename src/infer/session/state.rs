@@ -180,7 +180,7 @@ impl Session {
             to.bytes(&id.to_le_bytes())?;
         }
         if ready {
-            for logit in &self.logits {
+            for logit in self.logits.read()? {
                 to.bytes(&logit.to_le_bytes())?;
             }
         }
@@ -240,9 +240,7 @@ impl Session {
             self.ids.push(id);
         }
         if ready {
-            for logit in &mut self.logits {
-                *logit = f32::from_le_bytes(from.array()?);
-            }
+            self.logits.fill(|| Ok(f32::from_le_bytes(from.array()?)))?;
         }
         self.cache.restore(n_cached, &mut |bytes: &mut [u8]| from.bytes(bytes))?;
         let wanted = from.sum.0;

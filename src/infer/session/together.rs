@@ -85,7 +85,7 @@ fn run_last_tokens(model: &Model, sessions: &mut [&mut Session]) -> Result<bool>
         if pass.is_ok() {
             let taking_part = sessions.iter_mut().filter(|session| session.in_pass);
             for (row, session) in taking_part.enumerate() {
-                session.logits.copy_from_slice(ws.logits(row));
+                session.logits.keep(&ws, row)?;
                 session.logits_after = session.ids.len();
             }
         }

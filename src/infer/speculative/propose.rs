@@ -142,7 +142,7 @@ impl DraftModel {
             return Ok(());
         }
         loop {
-            let id = sampler.sample(workspace.logits(0))?;
+            let id = sampler.choose(workspace.row(0))?;
             sampler.observe(id);
             out.push(id);
             if out.len() == n {

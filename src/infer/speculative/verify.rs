@@ -42,7 +42,7 @@ pub fn generate_speculative(
     clock.prompt_done(prompt.len() - n_reused);
     if whole_prompt {
         if sequence.finish.is_none() {
-            sink(0, &sequence.advance(ws.logits(0))?)?;
+            sink(0, &sequence.advance(ws.row(0))?)?;
         }
         clock.first_token();
     }
@@ -79,7 +79,7 @@ pub fn generate_speculative(
         }
         let mut accepted = 0;
         loop {
-            sink(0, &sequence.advance(ws.logits(accepted))?)?;
+            sink(0, &sequence.advance(ws.row(accepted))?)?;
             clock.token();
             text.extend(sequence.last());
             let right = guesses.get(accepted).is_some_and(|guess| sequence.last() == Some(guess));
