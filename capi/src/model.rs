@@ -3,7 +3,7 @@
 use crate::status::{
     Fault, Outcome, Status, borrow, borrow_mut, elements, enter, hand_out, string,
 };
-use puna::model::llama::{KvType, LoadOptions, Model, TeamOptions};
+use puna::model::llama::{KvType, LoadOptions, Model, Place, TeamOptions};
 use std::ffi::c_char;
 use std::path::Path;
 use std::sync::Arc;
@@ -78,7 +78,7 @@ unsafe fn load_options(options: &PunaLoadOptions) -> Outcome<LoadOptions> {
         team.cores = Some(cores.iter().map(|&core| core as usize).collect());
     }
     let cache_weights = options.cache_weights != 0;
-    Ok(LoadOptions { team, exact: options.exact != 0, adapters: vec![], cache_weights })
+    Ok(LoadOptions { team, exact: options.exact != 0, adapters: vec![], cache_weights, place: Place::Cpu })
 }
 
 /// See the header.

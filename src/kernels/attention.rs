@@ -1,7 +1,134 @@
-//! Attention of new rows over one sequence's cache.
+//! Attention of new rows over sequences' caches, and the caches: in the machine's memory or on a GPU.
 
 use super::{Device, Scratch};
+use crate::error::Result;
+use crate::tensor::Home;
 pub use puna_cpu::attention::{AttentionArgs, KvLayer, KvShape, KvType, ScratchArgs};
+
+#[cfg(feature = "cuda")]
+use crate::cuda::{Gpu, kv::KvPages};
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
+
+/// Keys and values of one layer of one sequence.
+pub enum Cache {
+    /// In the machine's memory.
+    Host(KvLayer),
+    /// On a GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(KvPages, Arc<Gpu>),
+}
+
+impl Cache {
+    /// Room for `capacity` positions.
+    ///
+    /// # Errors
+    /// When a GPU has no room, or no kernels for this shape.
+    ///
+    /// # Panics
+    /// Never; where the machine has no memory, it is `None`.
+    pub fn new(home: &Home, shape: KvShape, capacity: usize) -> Result<Option<Cache>> {
+        match home {
+            Home::Host => Ok(KvLayer::try_new(shape, capacity).map(Cache::Host)),
+            #[cfg(feature = "cuda")]
+            Home::Cuda(gpu) => {
+                let pages = KvPages::new(gpu, shape, capacity)?;
+                Ok(Some(Cache::Cuda(pages, Arc::clone(gpu))))
+            }
+        }
+    }
+
+    /// Bytes of such a cache.
+    pub fn bytes_of(home: &Home, shape: KvShape, capacity: usize) -> usize {
+        match home {
+            Home::Host => shape.bytes(capacity),
+            #[cfg(feature = "cuda")]
+            Home::Cuda(_) => KvPages::bytes_of(shape, capacity),
+        }
+    }
+
+    /// Bytes reserved.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Cache::Host(layer) => layer.bytes(),
+            #[cfg(feature = "cuda")]
+            Cache::Cuda(pages, _) => pages.bytes(),
+        }
+    }
+
+    /// Bytes that attention reads of a position.
+    pub fn position_bytes(&self) -> usize {
+        match self {
+            Cache::Host(layer) => layer.bytes() / layer.capacity(),
+            #[cfg(feature = "cuda")]
+            Cache::Cuda(pages, _) => pages.bytes() / pages.capacity(),
+        }
+    }
+
+    /// A cache of `capacity` positions with the first `len` of this one; `None` where the machine has
+    /// no memory.
+    ///
+    /// # Errors
+    /// When a GPU has no room, or failed.
+    pub fn fork(&self, capacity: usize, len: usize) -> Result<Option<Cache>> {
+        match self {
+            Cache::Host(layer) => Ok(KvLayer::try_new(layer.shape(), capacity).map(|mut copy| {
+                copy.copy_from(layer, len);
+                Cache::Host(copy)
+            })),
+            #[cfg(feature = "cuda")]
+            Cache::Cuda(pages, gpu) => {
+                let mut copy = KvPages::new(gpu, pages.shape(), capacity)?;
+                copy.copy_from(gpu, pages, len)?;
+                Ok(Some(Cache::Cuda(copy, Arc::clone(gpu))))
+            }
+        }
+    }
+
+    /// Hands out the bytes of the first `len` positions, piece by piece. They mean something to a
+    /// cache of the same kind only.
+    ///
+    /// # Errors
+    /// The first that `f` returns; when a GPU failed.
+    pub fn save(&self, len: usize, f: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        match self {
+            Cache::Host(layer) => layer.save(len, f),
+            #[cfg(feature = "cuda")]
+            Cache::Cuda(pages, gpu) => pages.save(gpu, len, f),
+        }
+    }
+
+    /// Has the first `len` positions filled with what [`Cache::save`] handed out.
+    ///
+    /// # Errors
+    /// As [`Cache::save`]; the positions then hold anything.
+    pub fn restore(
+        &mut self,
+        len: usize,
+        f: &mut impl FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        match self {
+            Cache::Host(layer) => layer.restore(len, f),
+            #[cfg(feature = "cuda")]
+            Cache::Cuda(pages, gpu) => pages.restore(gpu, len, f),
+        }
+    }
+
+    /// The layer in the machine's memory.
+    ///
+    /// # Errors
+    /// When it lies elsewhere.
+    pub fn host_mut(&mut self) -> Result<&mut KvLayer> {
+        match self {
+            Cache::Host(layer) => Ok(layer),
+            #[cfg(feature = "cuda")]
+            Cache::Cuda(..) => {
+                let why = "a cache lies on a GPU".into();
+                Err(crate::Error::Device { wanted: "cpu".into(), why })
+            }
+        }
+    }
+}
 
 /// `out = softmax(q kᵀ * scale) v` for each row and head; `out` and `q` are
 /// [t, n_heads * head_dim]; the rows' own keys and values are already in the cache.

@@ -3,6 +3,8 @@
 use crate::error::Result;
 use crate::kernels::embedding::gather;
 use crate::model::llama::Model;
+#[cfg(feature = "cuda")]
+use crate::tensor::MatrixData;
 use crate::tensor::{DType, Matrix, Pool, Vector};
 use sha2::{Digest, Sha256};
 
@@ -11,7 +13,7 @@ const TABLE_ROWS: usize = 16;
 
 impl Model {
     /// SHA-256 of what tells this model from others: the configuration, how products are computed,
-    /// every norm, the types of the matrices, the first rows of the embedding table, and adapters
+    /// every norm, the kind of device, the types of the matrices, the first rows of the embedding table, and adapters
     /// whole. Weights are not read whole: two models may share a fingerprint that differ in
     /// matrices alone.
     ///
@@ -27,11 +29,20 @@ impl Model {
             numbers(hash, &v.values(&self.params).read()?);
             Ok(())
         };
-        let adapter = |hash: &mut Sha256, w: &Matrix| {
+        let adapter = |hash: &mut Sha256, w: &Matrix| -> Result<()> {
             if let Some(dense) = w.dense(&self.params) {
                 hash.update(dense.bytes);
             }
+            #[cfg(feature = "cuda")]
+            if let (Some(gpu), MatrixData::Cuda(there)) = (self.device.gpu(), &w.data) {
+                hash.update(there.read(gpu)?);
+            }
+            Ok(())
         };
+        if self.device.is_gpu() {
+            // Its caches lie in another order.
+            hash.update("on a GPU");
+        }
         let weights = &self.weights;
         for block in &weights.blocks {
             vector(&mut hash, &block.attn_norm)?;
@@ -42,8 +53,8 @@ impl Model {
                 hash.update(linear.w.type_name());
                 for lora in &linear.loras {
                     hash.update(lora.scale.to_le_bytes());
-                    adapter(&mut hash, &lora.a);
-                    adapter(&mut hash, &lora.b);
+                    adapter(&mut hash, &lora.a)?;
+                    adapter(&mut hash, &lora.b)?;
                 }
             }
         }

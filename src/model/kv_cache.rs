@@ -1,15 +1,16 @@
 //! Keys and values of one sequence, for every block of the model.
 
 use crate::error::{Error, Result};
-use crate::kernels::attention::{KvLayer, KvShape};
+use crate::kernels::attention::{Cache, KvShape};
 use crate::model::config::Config;
+use crate::tensor::Home;
 
 pub use crate::kernels::attention::KvType;
 
 /// The key/value cache of one sequence. Its memory is reserved whole and taken page by page as
 /// the sequence grows.
 pub struct KvCache {
-    pub(super) layers: Vec<KvLayer>,
+    pub(super) layers: Vec<Cache>,
     len: usize,
     capacity: usize,
     kv_type: KvType,
@@ -38,25 +39,36 @@ fn no_memory(capacity: usize, bytes: usize) -> Error {
 }
 
 impl KvCache {
-    /// A cache for `capacity` positions of a model like `config`.
+    /// A cache for `capacity` positions of a model like `config`, where the model computes.
     ///
     /// # Errors
-    /// When the capacity is 0, its size overflows, or the system does not give the memory.
-    pub fn new(config: &Config, capacity: usize, kv_type: KvType) -> Result<KvCache> {
+    /// When the capacity is 0, its size overflows, or the system or a GPU does not give the memory.
+    pub fn new(
+        config: &Config,
+        capacity: usize,
+        kv_type: KvType,
+        home: &Home,
+    ) -> Result<KvCache> {
         let shape = shape(config, capacity, kv_type)?;
-        let layers = (0..config.n_layers).map(|_| KvLayer::try_new(shape, capacity));
-        let Some(layers) = layers.collect::<Option<Vec<_>>>() else {
-            return Err(no_memory(capacity, config.n_layers * shape.bytes(capacity)));
-        };
-        Ok(KvCache { layers, len: 0, capacity, kv_type })
+        let layers = (0..config.n_layers).map(|_| {
+            let layer = Cache::new(home, shape, capacity)?;
+            layer.ok_or_else(|| no_memory(capacity, config.n_layers * shape.bytes(capacity)))
+        });
+        Ok(KvCache { layers: layers.collect::<Result<_>>()?, len: 0, capacity, kv_type })
     }
 
     /// [`KvCache::bytes`] without making one.
     ///
     /// # Errors
     /// As [`KvCache::new`].
-    pub fn bytes_of(config: &Config, capacity: usize, kv_type: KvType) -> Result<usize> {
-        Ok(config.n_layers * shape(config, capacity, kv_type)?.bytes(capacity))
+    pub fn bytes_of(
+        config: &Config,
+        capacity: usize,
+        kv_type: KvType,
+        home: &Home,
+    ) -> Result<usize> {
+        let shape = shape(config, capacity, kv_type)?;
+        Ok(config.n_layers * Cache::bytes_of(home, shape, capacity))
     }
 
     /// Format of the numbers.
@@ -81,12 +93,12 @@ impl KvCache {
 
     /// Bytes reserved.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(KvLayer::bytes).sum()
+        self.layers.iter().map(Cache::bytes).sum()
     }
 
     /// Bytes that attention reads of each position it sees.
     pub fn position_bytes(&self) -> usize {
-        self.layers.iter().map(|layer| layer.bytes() / layer.capacity()).sum()
+        self.layers.iter().map(Cache::position_bytes).sum()
     }
 
     /// Forgets everything from position `len` on.
@@ -97,39 +109,37 @@ impl KvCache {
     /// A copy that goes on independently.
     ///
     /// # Errors
-    /// When the system does not give the memory.
+    /// When the system or a GPU does not give the memory.
     pub fn fork(&self) -> Result<KvCache> {
-        let copied = |layer: &KvLayer| {
-            let mut copy = KvLayer::try_new(layer.shape(), self.capacity)?;
-            copy.copy_from(layer, self.len);
-            Some(copy)
+        let copied = |layer: &Cache| {
+            let copy = layer.fork(self.capacity, self.len)?;
+            copy.ok_or_else(|| no_memory(self.capacity, self.bytes()))
         };
-        let layers = self.layers.iter().map(copied).collect::<Option<_>>();
-        let layers = layers.ok_or_else(|| no_memory(self.capacity, self.bytes()))?;
+        let layers = self.layers.iter().map(copied).collect::<Result<_>>()?;
         Ok(KvCache { layers, ..*self })
     }
 
-    /// Hands out the bytes of everything cached, piece by piece, as [`KvLayer::save`] does.
+    /// Hands out the bytes of everything cached, piece by piece, as [`Cache::save`] does.
     ///
     /// # Errors
-    /// The first that `f` returns.
-    pub fn save<Fault>(&self, f: &mut impl FnMut(&[u8]) -> Result<(), Fault>) -> Result<(), Fault> {
+    /// The first that `f` returns; when a GPU failed.
+    pub fn save(&self, f: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         self.layers.iter().try_for_each(|layer| layer.save(self.len, f))
     }
 
     /// Replaces everything by `len` positions, to be filled with what [`KvCache::save`] of a cache
-    /// of the same model and type handed out.
+    /// of the same model, type and kind of device handed out.
     ///
     /// # Errors
-    /// The first that `f` returns; the cache is then empty.
+    /// The first that `f` returns, or when a GPU failed; the cache is then empty.
     ///
     /// # Panics
     /// When `len` is beyond the capacity.
-    pub fn restore<Fault>(
+    pub fn restore(
         &mut self,
         len: usize,
-        f: &mut impl FnMut(&mut [u8]) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+        f: &mut impl FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
         assert!(len <= self.capacity, "{len} positions into a cache of {}", self.capacity);
         self.len = 0;
         self.layers.iter_mut().try_for_each(|layer| layer.restore(len, f))?;

@@ -353,7 +353,7 @@ impl Model {
     /// # Errors
     /// When the capacity is 0 or too large to address.
     pub fn new_cache(&self, capacity: usize, kv_type: KvType) -> Result<KvCache> {
-        KvCache::new(&self.config, capacity, kv_type)
+        KvCache::new(&self.config, capacity, kv_type, &self.device.home())
     }
 
     /// Buffers for forward passes; one per thread that calls [`Model::forward`].

@@ -42,7 +42,7 @@ impl Model {
     pub fn memory(&self, ctx: usize, kv_type: KvType) -> Result<Memory> {
         Ok(Memory {
             weights_bytes: self.weights_bytes(),
-            cache_bytes: KvCache::bytes_of(&self.config, ctx, kv_type)?,
+            cache_bytes: KvCache::bytes_of(&self.config, ctx, kv_type, &self.device.home())?,
             workspace_bytes: self.workspace_bytes(ctx, kv_type)?,
         })
     }

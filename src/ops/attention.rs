@@ -3,7 +3,7 @@
 
 use crate::autograd::{Adjoints, Backward, Cx, Var};
 use crate::error::Result;
-use crate::kernels::attention::{AttentionArgs, KvLayer, append, attention as over_cache};
+use crate::kernels::attention::{AttentionArgs, Cache, append, attention as over_cache};
 use crate::kernels::flash::{self, Forward, Shape};
 use crate::tensor::Rows;
 use std::sync::Arc;
@@ -98,7 +98,7 @@ impl<'w> Backward<'w> for Attention<'w> {
 /// Rows of a batch that belong to one sequence, and that sequence's cache of one layer.
 pub struct CachedRows<'c> {
     /// Keys and values of the positions before; the rows' own are appended.
-    pub kv: &'c mut KvLayer,
+    pub kv: &'c mut Cache,
     /// Position of the first row.
     pub first_pos: usize,
     /// How many rows.
@@ -123,6 +123,7 @@ pub fn attention_cached<'w, 'c>(
     let (to, q) = (out.floats_mut().host_f32()?, q.rows.floats().host_f32()?);
     let (k, v) = (k.rows.floats().host_f32()?, v.rows.floats().host_f32()?);
     for CachedRows { kv, first_pos, n_rows } in parts {
+        let kv = kv.host_mut()?;
         let new = row * kv_width..(row + n_rows) * kv_width;
         append(cx.device, kv, first_pos, &k[new.clone()], &v[new]);
         let args = AttentionArgs {

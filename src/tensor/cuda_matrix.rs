@@ -3,7 +3,7 @@
 use super::matrix::{Matrix, MatrixData};
 use super::params::Params;
 use crate::cuda::matmul::{Factor, Source};
-use crate::cuda::{DeviceBuffer, Floats};
+use crate::cuda::{DeviceBuffer, Element, Floats, Gpu};
 use crate::error::Result;
 use half::{bf16, f16};
 
@@ -24,6 +24,27 @@ impl CudaMatrix {
             CudaMatrix::F32(_) => "F32",
             CudaMatrix::Bf16(_) => "BF16",
             CudaMatrix::F16(_) => "F16",
+        }
+    }
+
+    /// The bytes of its elements, copied from the device.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn read(&self, gpu: &Gpu) -> Result<Vec<u8>> {
+        fn copied<T: Element + Default, const N: usize>(
+            gpu: &Gpu,
+            x: &DeviceBuffer<T>,
+            bytes: impl Fn(T) -> [u8; N],
+        ) -> Result<Vec<u8>> {
+            let mut all = vec![T::default(); x.len()];
+            gpu.download(&x.slice(), &mut all)?;
+            Ok(all.into_iter().flat_map(bytes).collect())
+        }
+        match self {
+            CudaMatrix::F32(x) => copied(gpu, x, f32::to_le_bytes),
+            CudaMatrix::Bf16(x) => copied(gpu, x, bf16::to_le_bytes),
+            CudaMatrix::F16(x) => copied(gpu, x, f16::to_le_bytes),
         }
     }
 

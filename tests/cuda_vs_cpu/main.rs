@@ -16,4 +16,5 @@ mod optim;
 mod rms_norm;
 mod rope;
 mod sample;
+mod serve;
 mod swiglu;

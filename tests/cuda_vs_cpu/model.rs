@@ -9,10 +9,9 @@ use puna::model::tune::{
 use puna::rng::Rng;
 use puna::tensor::Grads;
 use puna::train::optimizer::{self, OptimArgs};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::support::gpu;
+use crate::support::{fixture, gpu};
 
 const MODELS: [&str; 6] =
     ["mini-dynamic", "mini-gqa", "mini-headdim-bias", "mini-linear", "mini-llama3rope", "mini-mha"];
@@ -20,10 +19,6 @@ const MODELS: [&str; 6] =
 const VOCAB: f64 = 149.0;
 /// Two sequences that end inside tiles.
 const SPANS: [usize; 2] = [21, 12];
-
-fn fixture(model: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model)
-}
 
 fn full() -> TuneMethod {
     TuneMethod::Full

@@ -3,7 +3,9 @@
 
 use half::{bf16, f16};
 use puna::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Element, Gpu};
+use puna::kernels::Place;
 use puna::rng::Rng;
+use std::path::{Path, PathBuf};
 
 /// The device of this run: `PUNA_CUDA=host` the harness, `PUNA_CUDA=device` the driver's first; where
 /// it is not set, the harness if this build has it. `None` says that the test is skipped, which
@@ -27,6 +29,23 @@ pub fn gpu() -> Option<Gpu> {
             None
         }
     }
+}
+
+/// Where models are opened in this run: where [`gpu`] is.
+pub fn place() -> Option<Place> {
+    gpu()?;
+    let device = std::env::var("PUNA_CUDA").is_ok_and(|wanted| wanted == "device");
+    #[cfg(feature = "cuda-host")]
+    if !device {
+        return Some(Place::Harness);
+    }
+    let _ = device;
+    Some(Place::Cuda(0))
+}
+
+/// A model of the fixtures.
+pub fn fixture(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model)
 }
 
 #[cfg(feature = "cuda-host")]

@@ -67,7 +67,7 @@ impl Inputs {
 /// A parameter as an input value: the rows of a table, whose gradient the table collects.
 fn input<'w>(cx: &mut Cx<'_, 'w>, table: &'w Matrix) -> Var<'w> {
     let ids: Vec<u32> = (0..table.n as u32).collect();
-    ops::embedding(cx, table, &ids).unwrap()
+    ops::embedding(cx, table, ids[..].into()).unwrap()
 }
 
 /// What the function under test refers to besides its parameters.
@@ -143,8 +143,8 @@ fn embedding_add_and_scale() {
     let fixture = Fixture { tables, ..Fixture::default() };
     check("embedding, add, scale", inputs, fixture, |cx, fixture| {
         // Token 3 comes twice; x reaches the sum by two ways.
-        let x = ops::embedding(cx, &fixture.tables[0], &[3, 0, 3, 4]).unwrap();
-        let y = ops::embedding(cx, &fixture.tables[1], &[0, 1, 2, 3]).unwrap();
+        let x = ops::embedding(cx, &fixture.tables[0], [3, 0, 3, 4][..].into()).unwrap();
+        let y = ops::embedding(cx, &fixture.tables[1], [0, 1, 2, 3][..].into()).unwrap();
         let y = ops::scale(cx, y, -0.7).unwrap();
         let sum = ops::add(cx, x.clone(), y).unwrap();
         ops::add(cx, sum, x).unwrap()
@@ -290,7 +290,7 @@ fn select_and_checkpoint() {
             }),
         )
         .unwrap();
-        ops::select(cx, y, &[1, 2, 5]).unwrap()
+        ops::select(cx, y, [1, 2, 5][..].into()).unwrap()
     });
 }
 

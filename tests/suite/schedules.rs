@@ -166,7 +166,7 @@ impl Schedule<'_> {
             if tokens != &ids[..tokens.len()] {
                 return Err(format!("walker {i} has other tokens"));
             }
-            let Some(got) = session.last_logits() else { continue };
+            let Some(got) = session.last_logits().unwrap() else { continue };
             // After a step the last token has not run.
             let rows: Vec<&[f32]> = logits.chunks_exact(got.len()).collect();
             let places = [tokens.len(), tokens.len() - 1].into_iter().filter(|&n| n > 0);

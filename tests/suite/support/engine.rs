@@ -15,5 +15,5 @@ pub fn load(path: &Path, threads: usize, exact: bool) -> Model {
 pub fn append(model: &Model, ws: &mut Workspace, cache: &mut KvCache, tokens: &[u32]) -> Vec<f32> {
     let segment = Segment { tokens, cache, logits: LogitsFor::All, rope_len: None };
     model.forward(ws, &mut [segment]).expect("the sequence fits");
-    (0..tokens.len()).flat_map(|row| ws.logits(row).to_vec()).collect()
+    (0..tokens.len()).flat_map(|row| ws.logits(row).expect("logits of a CPU").to_vec()).collect()
 }
