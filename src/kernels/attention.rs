@@ -6,7 +6,11 @@ use crate::tensor::Home;
 pub use puna_cpu::attention::{AttentionArgs, KvLayer, KvShape, KvType, ScratchArgs};
 
 #[cfg(feature = "cuda")]
+use crate::cuda::attention::{Plan, Scores, Segment, Settings, Split, Workspace};
+#[cfg(feature = "cuda")]
 use crate::cuda::{Gpu, kv::KvPages};
+#[cfg(feature = "cuda")]
+use crate::tensor::Rows;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 
@@ -127,6 +131,99 @@ impl Cache {
                 Err(crate::Error::Device { wanted: "cpu".into(), why })
             }
         }
+    }
+}
+
+/// Consecutive rows of a pass that belong to one sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Position of the first row.
+    pub first_pos: usize,
+    /// How many rows.
+    pub n_rows: usize,
+}
+
+/// What attention over the caches of a GPU knows of a pass before the pass begins: where its rows and
+/// their caches are, in memory that stays where it is as long as passes repeat.
+#[cfg(feature = "cuda")]
+#[derive(Default)]
+pub struct Pass {
+    plan: Option<Plan>,
+    workspace: Workspace,
+}
+
+#[cfg(feature = "cuda")]
+impl Pass {
+    /// Gets ready for rows of sequences, whose `caches` are those of the first layer in the spans'
+    /// order, then the next layer's. Returns whether the kernels of the last pass, launched as they
+    /// were, would compute this one.
+    ///
+    /// # Errors
+    /// When a position lies beyond its cache, a cache lies elsewhere, or the GPU has no room.
+    pub fn prepare(
+        &mut self,
+        gpu: &Gpu,
+        n_heads: usize,
+        spans: &[Span],
+        caches: &[&Cache],
+    ) -> Result<bool> {
+        let pages = caches.iter().map(|cache| match cache {
+            Cache::Cuda(pages, _) => Ok(pages),
+            Cache::Host(_) => {
+                let why = "a cache lies in the machine's memory".into();
+                Err(crate::Error::Device { wanted: "cuda".into(), why })
+            }
+        });
+        let pages: Vec<&KvPages> = pages.collect::<Result<_>>()?;
+        let segments: Vec<Segment> = spans
+            .iter()
+            .map(|&Span { first_pos, n_rows }| Segment { first_pos, n_rows })
+            .collect();
+        let shape = pages.first().map(|cache| cache.shape());
+        if let Some(plan) = &mut self.plan
+            && plan.fits(&segments)
+            && shape == Some(plan.shape())
+        {
+            plan.update(gpu, &segments, &pages)?;
+            return Ok(true);
+        }
+        // The old one's memory may serve the new one.
+        self.plan = None;
+        let settings = Settings { n_heads, room: 0, split: Split::Auto };
+        let plan = Plan::new(gpu, settings, &segments, &pages)?;
+        self.workspace.reserve(gpu, &plan)?;
+        self.plan = Some(plan);
+        Ok(false)
+    }
+
+    /// Appends a layer's keys and values [m, n_kv_heads * head_dim] to the caches and attends over
+    /// them; `out` and `q` are [m, n_heads * head_dim].
+    ///
+    /// # Errors
+    /// When nothing was prepared, shapes do not fit it, or a launch fails.
+    pub fn attend(
+        &mut self,
+        gpu: &Gpu,
+        layer: usize,
+        scale: f32,
+        window: Option<usize>,
+        out: &mut Rows,
+        [q, k, v]: [&Rows; 3],
+    ) -> Result<()> {
+        let Some(plan) = &self.plan else {
+            let why = "attention over caches that were not prepared".into();
+            return Err(crate::Error::Device { wanted: "cuda".into(), why });
+        };
+        let (k, v) = (k.floats().cuda()?, v.floats().cuda()?);
+        crate::cuda::attention::append(gpu, plan, layer, k, v)?;
+        let (out, q) = (out.floats_mut().cuda()?, q.floats().cuda()?);
+        let scores = Scores { scale, window };
+        crate::cuda::attention::attend(gpu, plan, layer, out, q, scores, &mut self.workspace)
+    }
+
+    /// Bytes of partial results.
+    pub fn bytes(&self) -> usize {
+        self.workspace.bytes()
     }
 }
 

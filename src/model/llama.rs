@@ -14,6 +14,8 @@ use crate::model::block::{self, Shape};
 use crate::model::checkpoint::{Checkpoint, GenerationDefaults};
 use crate::model::config::{Config, Head};
 use crate::model::logits::read_once;
+#[cfg(feature = "cuda")]
+use crate::model::replay::Replay;
 use crate::model::rope::{Frequencies, append_angles, clear_angles};
 use crate::model::text::text_parts;
 use crate::model::tune_open::attach_fixed;
@@ -147,18 +149,20 @@ impl Segment<'_> {
 /// Buffers of a forward pass, made for [`Model::MAX_ROWS`] rows at most, grown on first use.
 pub struct Workspace {
     /// Activations: every block has room for the longest pass so far.
-    pool: Pool,
+    pub(super) pool: Pool,
     /// Logits, apart: few rows get them, and each is long.
-    heads: Pool,
+    pub(super) heads: Pool,
     scratch: Scratch,
     angles: Arc<Rotations>,
     frequencies: Frequencies,
-    tokens: List<u32>,    // of all segments
+    pub(super) tokens: List<u32>,   // of all segments
     logits: Option<Rows>, // [wanted rows, vocab]
     /// The logits of a GPU, once somebody has read them.
     copy: OnceLock<Vec<f32>>,
     device: Arc<Device>,
-    wanted: List<usize>,  // rows that get logits
+    #[cfg(feature = "cuda")]
+    pub(super) replay: Replay,
+    pub(super) wanted: List<usize>, // rows that get logits
 }
 
 impl Workspace {
@@ -167,6 +171,17 @@ impl Workspace {
         let angles = 4 * (self.angles.cos.capacity() + self.angles.sin.capacity());
         let lists = 4 * self.tokens.capacity() + 8 * self.wanted.capacity();
         self.pool.bytes() + self.heads.bytes() + self.scratch.bytes() + angles + lists
+    }
+
+    /// Passes that a GPU ran from a recording.
+    #[cfg(feature = "cuda")]
+    pub fn replays(&self) -> usize {
+        self.replay.count
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn angles_mut(&mut self) -> &mut Rotations {
+        own(&mut self.angles)
     }
 
     /// Logits `[vocab_size]` of the `row`-th row that was asked for, counted over all segments.
@@ -196,6 +211,14 @@ impl Workspace {
         let rows = self.logits.as_ref().filter(|rows| !rows.is_host())?;
         Some((&self.device, rows))
     }
+}
+
+/// Angles to write to. Nobody else holds them while nothing is recorded on a tape.
+fn own(angles: &mut Arc<Rotations>) -> &mut Rotations {
+    if Arc::get_mut(angles).is_none() {
+        *angles = Arc::default();
+    }
+    Arc::get_mut(angles).expect("nobody else holds what was just made")
 }
 
 impl Model {
@@ -368,6 +391,8 @@ impl Model {
             logits: None,
             copy: OnceLock::new(),
             device: Arc::clone(&self.device),
+            #[cfg(feature = "cuda")]
+            replay: Replay::default(),
             wanted: List::default(),
         }
     }
@@ -425,7 +450,7 @@ impl Model {
         ws.copy.take();
         ws.pool.expect_rows(m);
         ws.heads.expect_rows(ws.wanted.as_slice().len());
-        ws.logits = self.run(ws, batch)?;
+        ws.logits = self.run_where_it_is(ws, batch)?;
         // Last of all: what was given up has changed no length.
         for Segment { tokens, cache, .. } in batch.segments() {
             cache.advance(tokens.len());
@@ -433,8 +458,20 @@ impl Model {
         Ok(())
     }
 
+    fn run_where_it_is<B: Batch + ?Sized>(
+        &self,
+        ws: &mut Workspace,
+        batch: &mut B,
+    ) -> Result<Option<Rows>> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.device.gpu() {
+            return self.run_on_gpu(gpu, ws, batch);
+        }
+        self.run(ws, batch)
+    }
+
     /// The pass itself; returns the logits asked for.
-    fn run<B: Batch + ?Sized>(&self, ws: &mut Workspace, batch: &mut B) -> Result<Option<Rows>> {
+    pub(super) fn run<B: Batch + ?Sized>(&self, ws: &mut Workspace, batch: &mut B) -> Result<Option<Rows>> {
         let config = &self.config;
         let (pool, heads, params) = (ws.pool.clone(), ws.heads.clone(), &self.params);
         let mode = Mode::Serve { exact: self.exact };
@@ -448,6 +485,11 @@ impl Model {
             }
             let keep = (layer == last).then(|| ws.wanted.listed());
             x = block::forward(&mut cx, block, &shape, x, &ws.angles, keep, |cx, qkv| {
+                #[cfg(feature = "cuda")]
+                if cx.device.is_gpu() {
+                    let pass = &mut ws.replay.attention;
+                    return ops::attention_prepared(cx, shape.heads, qkv, pass, layer);
+                }
                 let parts = batch.segments().map(|s| {
                     let Segment { tokens, cache, .. } = s;
                     let (first_pos, n_rows) = (cache.len(), tokens.len());
@@ -471,11 +513,7 @@ impl Model {
     fn prepare<B: Batch + ?Sized>(&self, ws: &mut Workspace, batch: &mut B) {
         let Workspace { angles, frequencies, tokens, wanted, .. } = ws;
         let (rope, head_dim) = (&self.config.rope, self.config.head_dim);
-        // Nobody else holds the angles while nothing is recorded.
-        if Arc::get_mut(angles).is_none() {
-            *angles = Arc::default();
-        }
-        let angles = Arc::get_mut(angles).expect("nobody else holds what was just made");
+        let angles = own(angles);
         clear_angles(angles, rope, head_dim);
         let (tokens, wanted) = (tokens.edit(), wanted.edit());
         tokens.clear();

@@ -17,6 +17,8 @@ pub mod logits;
 mod memory;
 pub mod names;
 pub mod panel_cache;
+#[cfg(feature = "cuda")]
+mod replay;
 pub mod rope;
 pub mod row_order;
 pub mod shapes;

@@ -4,6 +4,8 @@
 use crate::autograd::{Adjoints, Backward, Cx, Var};
 use crate::error::Result;
 use crate::kernels::attention::{AttentionArgs, Cache, append, attention as over_cache};
+#[cfg(feature = "cuda")]
+use crate::kernels::attention::Pass;
 use crate::kernels::flash::{self, Forward, Shape};
 use crate::tensor::Rows;
 use std::sync::Arc;
@@ -138,5 +140,28 @@ pub fn attention_cached<'w, 'c>(
         row += n_rows;
     }
     assert_eq!(row, m, "parts cover the rows");
+    Ok(Var::fixed(out))
+}
+
+/// Likewise on a GPU, where `pass` was told before which rows there are and where their caches lie.
+///
+/// # Errors
+/// Of the device.
+#[cfg(feature = "cuda")]
+pub fn attention_prepared<'w>(
+    cx: &mut Cx<'_, 'w>,
+    heads: Heads,
+    [q, k, v]: [Var<'w>; 3],
+    pass: &mut Pass,
+    layer: usize,
+) -> Result<Var<'w>> {
+    let [m, width] = q.rows.dims2();
+    let mut out = cx.take_f32(m, width)?;
+    let Some(gpu) = cx.device.gpu() else {
+        let why = "attention over caches of a GPU".into();
+        return Err(crate::Error::Device { wanted: "cuda".into(), why });
+    };
+    let inputs = [&q.rows, &k.rows, &v.rows];
+    pass.attend(gpu, layer, heads.scale(), heads.window, &mut out, inputs)?;
     Ok(Var::fixed(out))
 }

@@ -17,6 +17,8 @@ mod select;
 mod swiglu;
 
 pub use add::add;
+#[cfg(feature = "cuda")]
+pub use attention::attention_prepared;
 pub use attention::{CachedRows, Heads, attention, attention_cached};
 pub use cross_entropy::{Loss, chunk_rows, cross_entropy, log_probs, log_probs_backward};
 pub use embedding::embedding;
