@@ -43,6 +43,15 @@ pub fn place() -> Option<Place> {
     Some(Place::Cuda(0))
 }
 
+/// The program: the one that `PUNA_PROGRAM` names, where the tests were carried to another machine,
+/// else the one that was built with them.
+pub fn program() -> PathBuf {
+    match std::env::var_os("PUNA_PROGRAM") {
+        Some(path) => path.into(),
+        None => env!("CARGO_BIN_EXE_puna").into(),
+    }
+}
+
 /// A model of the fixtures.
 pub fn fixture(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model)
