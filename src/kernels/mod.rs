@@ -5,11 +5,13 @@ pub mod attention;
 mod device;
 pub mod embedding;
 pub mod flash;
+pub mod linear;
 pub mod loss;
 pub mod matmul;
 pub mod optim;
 mod rotations;
 pub mod rows;
+mod selection;
 
 pub use crate::tensor::{Floats, FloatsMut};
 pub use device::{Device, Place};
@@ -68,6 +70,8 @@ pub struct Scratch {
     gemm: puna_cpu::gemm::Scratch,
     flash: puna_cpu::flash::Scratch,
     partials: Vec<f32>,
+    #[cfg(feature = "cuda")]
+    flash_plan: Option<flash::Planned>,
 }
 
 /// The instruction set that `PUNA_ISA` names, else the best of this machine.

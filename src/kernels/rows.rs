@@ -12,6 +12,7 @@ use std::ops::Range;
 use crate::cuda;
 
 pub use super::rotations::{Pairing, Rotations};
+pub use super::selection::Selection;
 
 /// From this many rows on the team shares them.
 const ROWS_TO_SHARE: usize = 8;
@@ -324,28 +325,21 @@ pub fn select(
     device: &Device,
     out: FloatsMut<'_>,
     x: Floats<'_>,
-    keep: &[usize],
+    keep: &Selection,
     width: usize,
 ) -> Result<()> {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = device.gpu() {
-        let keep = gpu.upload(&numbers(keep)?)?;
         let (out, x) = (out.cuda()?, x.cuda()?);
-        return cuda::embedding::select_rows(gpu, out, x, width, keep.slice());
+        return cuda::embedding::select_rows(gpu, out, x, width, keep.on(gpu)?);
     }
-    let _ = device;
+    let (_, keep) = (device, keep.rows());
     match (out.host()?, x.host()?) {
         (host::FloatsMut::F32(out), host::Floats::F32(x)) => copy_rows(out, x, keep, width),
         (host::FloatsMut::Bf16(out), host::Floats::Bf16(x)) => copy_rows(out, x, keep, width),
         _ => unreachable!("the result has the type of x"),
     }
     Ok(())
-}
-
-/// Numbers of rows as kernels take them.
-#[cfg(feature = "cuda")]
-fn numbers(keep: &[usize]) -> Result<Vec<u32>> {
-    keep.iter().map(|&row| cuda::u32_of("rows of a selection", row)).collect()
 }
 
 fn copy_rows<T: Copy>(out: &mut [T], x: &[T], keep: &[usize], width: usize) {
@@ -367,19 +361,18 @@ pub fn select_bwd(
     device: &Device,
     dx: FloatsMut<'_>,
     dout: Floats<'_>,
-    keep: &[usize],
+    keep: &Selection,
     width: usize,
 ) -> Result<()> {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = device.gpu() {
-        let keep = gpu.upload(&numbers(keep)?)?;
         let (dx, dout) = (dx.cuda()?, dout.cuda()?);
-        return cuda::embedding::scatter_rows(gpu, dx, dout, width, keep.slice());
+        return cuda::embedding::scatter_rows(gpu, dx, dout, width, keep.on(gpu)?);
     }
     let _ = device;
     let (dx, dout) = (dx.host_f32()?, dout.host_f32()?);
     dx.fill(0.0);
-    for (from, &to) in keep.iter().enumerate() {
+    for (from, &to) in keep.rows().iter().enumerate() {
         let from = &dout[from * width..(from + 1) * width];
         dx[to * width..(to + 1) * width].copy_from_slice(from);
     }

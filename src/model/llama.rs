@@ -7,7 +7,7 @@
 
 use crate::autograd::{Cx, Mode};
 use crate::error::{Error, Result};
-use crate::kernels::rows::Rotations;
+use crate::kernels::rows::{Rotations, Selection};
 use crate::kernels::{Device, Scratch};
 use crate::model::adapter::read_adapter;
 use crate::model::block::{self, Shape};
@@ -138,6 +138,14 @@ impl Segment<'_> {
     }
 }
 
+/// What is held, or a new one where others hold it too.
+fn own<T: Default>(held: &mut Arc<T>) -> &mut T {
+    if Arc::get_mut(held).is_none() {
+        *held = Arc::default();
+    }
+    Arc::get_mut(held).expect("nobody else holds what was just made")
+}
+
 /// Buffers of a forward pass, made for [`Model::MAX_ROWS`] rows at most, grown on first use.
 pub struct Workspace {
     /// Activations: every block has room for the longest pass so far.
@@ -147,16 +155,16 @@ pub struct Workspace {
     scratch: Scratch,
     angles: Arc<Rotations>,
     frequencies: Frequencies,
-    tokens: Vec<u32>,     // of all segments
-    logits: Option<Rows>, // [wanted rows, vocab]
-    wanted: Vec<usize>,   // rows that get logits
+    tokens: Vec<u32>,       // of all segments
+    logits: Option<Rows>,   // [wanted rows, vocab]
+    wanted: Arc<Selection>, // rows that get logits
 }
 
 impl Workspace {
     /// Bytes held, written or not.
     pub fn bytes(&self) -> usize {
         let angles = 4 * (self.angles.cos.capacity() + self.angles.sin.capacity());
-        let lists = 4 * self.tokens.capacity() + 8 * self.wanted.capacity();
+        let lists = 4 * self.tokens.capacity() + self.wanted.bytes();
         self.pool.bytes() + self.heads.bytes() + self.scratch.bytes() + angles + lists
     }
 
@@ -313,7 +321,7 @@ impl Model {
             frequencies: Frequencies::default(),
             tokens: Vec::new(),
             logits: None,
-            wanted: Vec::new(),
+            wanted: Arc::default(),
         }
     }
 
@@ -380,7 +388,7 @@ impl Model {
             if batch.cancelled() {
                 return Err(Error::Cancelled);
             }
-            let keep = (layer == last).then_some(&ws.wanted[..]);
+            let keep = (layer == last).then_some(&ws.wanted);
             x = block::forward(&mut cx, block, &shape, x, &ws.angles, keep, |cx, qkv| {
                 let parts = batch.segments().map(|s| {
                     let Segment { tokens, cache, .. } = s;
@@ -409,11 +417,8 @@ impl Model {
     fn prepare<B: Batch + ?Sized>(&self, ws: &mut Workspace, batch: &mut B) {
         let Workspace { angles, frequencies, tokens, wanted, .. } = ws;
         let (rope, head_dim) = (&self.config.rope, self.config.head_dim);
-        // Nobody else holds the angles while nothing is recorded.
-        if Arc::get_mut(angles).is_none() {
-            *angles = Arc::default();
-        }
-        let angles = Arc::get_mut(angles).expect("nobody else holds what was just made");
+        // Nobody else holds angles and rows while nothing is recorded.
+        let (angles, wanted) = (own(angles), own(wanted).rows_mut());
         clear_angles(angles, rope, head_dim);
         tokens.clear();
         wanted.clear();

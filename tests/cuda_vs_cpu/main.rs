@@ -16,4 +16,6 @@ mod optim;
 mod rms_norm;
 mod rope;
 mod sample;
+mod serving;
+mod steps;
 mod swiglu;
