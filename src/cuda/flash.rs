@@ -196,24 +196,28 @@ fn tiles(spans: &[usize], rows: usize, window: usize, keys: bool) -> Vec<Tile> {
     tiles
 }
 
-/// Tiles on the device: `FlashTile`s, four numbers each.
+/// Some of a plan's tiles on the device: `FlashTile`s, four numbers each.
+#[derive(Clone, Copy)]
 struct Tiles {
-    buffer: DeviceBuffer<u32>,
+    first: usize,
     count: u32,
 }
 
 const _: () = assert!(size_of::<FlashTile>() == 16);
 
 impl Tiles {
-    fn new(gpu: &Gpu, shape: &Shape<'_>, kernel: &Kernel, keys: bool) -> Result<Self> {
+    /// Adds the fields of the tiles of `rows` rows to those that are uploaded.
+    fn add(fields: &mut Vec<u32>, shape: &Shape<'_>, kernel: &Kernel, keys: bool) -> Result<Self> {
         let window = shape.window.unwrap_or(usize::MAX);
         let tiles = tiles(shape.spans, kernel.rows as usize, window, keys);
+        let first = fields.len() / 4;
         // Below 2^31, as `Plan::new` checked their sum.
-        let fields = tiles
-            .iter()
-            .flat_map(|tile| [tile.start as u32, tile.len as u32, tile.first as u32, 0]);
-        let buffer = gpu.upload(&fields.collect::<Vec<_>>())?;
-        Ok(Tiles { buffer, count: u32_of("tiles of attention", tiles.len())? })
+        fields.extend(
+            tiles
+                .iter()
+                .flat_map(|tile| [tile.start as u32, tile.len as u32, tile.first as u32, 0]),
+        );
+        Ok(Tiles { first, count: u32_of("tiles of attention", tiles.len())? })
     }
 }
 
@@ -226,6 +230,7 @@ pub struct Plan {
     head_dim: usize,
     dtype: &'static str,
     params: FlashParams,
+    tiles: DeviceBuffer<u32>,
     forward: Tiles,
     dq: Tiles,
     dkdv: Tiles,
@@ -274,6 +279,10 @@ impl Plan {
             flags: 0,
             pad_: 0,
         };
+        let mut fields = vec![];
+        let forward = Tiles::add(&mut fields, shape, &instance.forward, false)?;
+        let dq = Tiles::add(&mut fields, shape, &instance.dq, false)?;
+        let dkdv = Tiles::add(&mut fields, shape, &instance.dkdv, true)?;
         Ok(Plan {
             t,
             n_heads,
@@ -281,9 +290,10 @@ impl Plan {
             head_dim,
             dtype,
             params,
-            forward: Tiles::new(gpu, shape, &instance.forward, false)?,
-            dq: Tiles::new(gpu, shape, &instance.dq, false)?,
-            dkdv: Tiles::new(gpu, shape, &instance.dkdv, true)?,
+            tiles: gpu.upload(&fields)?,
+            forward,
+            dq,
+            dkdv,
         })
     }
 
@@ -320,6 +330,12 @@ impl Plan {
             expected: "bf16 rows at addresses that are multiples of 16".into(),
             got: format!("{addresses:x?}"),
         })
+    }
+
+    /// Where some of its tiles lie.
+    fn address(&self, tiles: Tiles) -> u64 {
+        let first = 4 * tiles.first;
+        self.tiles.slice().range(first..first + 4 * tiles.count as usize).address()
     }
 
     fn params(&self, vectors: bool, pairs: bool) -> FlashParams {
@@ -361,7 +377,7 @@ pub fn forward(
     let (mut to, mut sums) = (out.address(), lse.address());
     let (mut q, mut k, mut v) = (q.address(), k.address(), v.address());
     let mut p = plan.params(plan.vectors(&[to, q, k, v])?, false);
-    let mut tiles = plan.forward.buffer.slice().address();
+    let mut tiles = plan.address(plan.forward);
     let mut args = [
         arg(&mut to),
         arg(&mut sums),
@@ -431,7 +447,7 @@ pub fn backward(
     let mut p = plan.params(vectors, pairs);
     let instance = gpu.flash.instance(plan.dtype, plan.head_dim)?;
 
-    let mut tiles = plan.dq.buffer.slice().address();
+    let mut tiles = plan.address(plan.dq);
     let mut args = [
         arg(&mut dq),
         arg(&mut dout),
@@ -449,7 +465,7 @@ pub fn backward(
     // the tiles cover the plan's rows; `vectors` refused rows that the instance cannot read.
     unsafe { gpu.launch(&instance.dq.function, shape, &mut args) }?;
 
-    let mut tiles = plan.dkdv.buffer.slice().address();
+    let mut tiles = plan.address(plan.dkdv);
     let mut args = [
         arg(&mut dk),
         arg(&mut dv),

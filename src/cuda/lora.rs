@@ -354,6 +354,13 @@ fn fused_rank(r: usize) -> Option<(usize, u32)> {
     }
 }
 
+/// Whether [`forward`] of bf16 rows is the fused kernel with this weight [n, k], a [r, k] and b
+/// [n, r].
+pub fn is_fused(w: &Factor<'_>, a: &Factor<'_>, b: &Factor<'_>) -> bool {
+    let plain = |f: &&Factor<'_>| f.is_aligned_bf16() && !f.transposed;
+    fused_rank(a.rows).is_some() && [w, a, b].iter().all(plain)
+}
+
 /// What the fused kernel takes besides its factors.
 struct Fused<'a> {
     shape: Shape,

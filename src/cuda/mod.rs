@@ -14,6 +14,7 @@
 //! Calls of the driver and launches, each behind the checks that its comment names. The kernels
 //! themselves are not checked by this compiler: the harness runs them under AddressSanitizer.
 
+mod counts;
 mod device;
 mod driver;
 mod elements;
@@ -39,9 +40,12 @@ pub mod rope;
 pub mod sample;
 pub mod swiglu;
 
+#[cfg(feature = "cuda-host")]
+use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::Arc;
 
+use counts::Counts;
 pub use device::Properties;
 use device::{Backend, Device};
 use driver::Driver;
@@ -66,6 +70,7 @@ pub(crate) mod params {
 /// program that opens two keeps them apart.
 pub struct Gpu {
     device: Arc<Device>,
+    counts: Counts,
     // Looked up when the device is opened: a misspelt name fails there.
     cross_entropy: cross_entropy::CrossEntropy,
     elementwise: elementwise::Elementwise,
@@ -150,6 +155,7 @@ impl Gpu {
             rope: rope::Rope::load(&modules)?,
             sample: sample::Sample::load(&modules)?,
             swiglu: swiglu::SwiGlu::load(&modules)?,
+            counts: Counts::default(),
             device,
         })
     }
@@ -190,6 +196,7 @@ impl Gpu {
     /// When the lengths differ, or the device failed.
     pub fn write<T: Element>(&self, to: &mut DeviceSliceMut<'_, T>, from: &[T]) -> Result<()> {
         expect_len("write to the device", "from", from.len(), to.len())?;
+        self.counts.upload();
         self.device.upload(to.address(), from)
     }
 
@@ -244,6 +251,17 @@ impl Gpu {
         self.device.memory_use()
     }
 
+    /// How often something was copied from the host so far.
+    pub fn uploads(&self) -> usize {
+        self.counts.uploads()
+    }
+
+    /// How often each kernel was launched since the last such call.
+    #[cfg(feature = "cuda-host")]
+    pub fn take_launches(&self) -> BTreeMap<&'static str, usize> {
+        self.counts.take_launches()
+    }
+
     /// Gives memory that no buffer uses back to the driver.
     ///
     /// # Errors
@@ -268,6 +286,8 @@ impl Gpu {
         shape: Launch,
         args: &mut [*mut c_void],
     ) -> Result<()> {
+        #[cfg(feature = "cuda-host")]
+        self.counts.launch(function.name());
         // SAFETY: the caller's promise is the one that is asked for.
         unsafe { function.launch(&self.device, shape, args) }
     }

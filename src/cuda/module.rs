@@ -85,6 +85,12 @@ impl Modules {
 }
 
 impl Function {
+    /// Its name.
+    #[cfg(feature = "cuda-host")]
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Queues it.
     ///
     /// # Safety

@@ -1,34 +1,131 @@
-//! Updates of the optimisers on the device, one launch a tensor, and the sum of squares over all
-//! gradients. Source: `cuda/optim.cu`, twin of `kernels::optim` over `puna_cpu::optim`.
+//! Updates of the optimisers on the device, one launch for all tensors that share their settings, and
+//! the sum of squares over all gradients. Source: `cuda/optim.cu`, twin of `kernels::optim` over
+//! `puna_cpu::optim`.
+
+use std::sync::{Mutex, MutexGuard};
 
 use half::bf16;
 
-use super::elements::{Pair, by_elements, pair, wide};
-use super::params::{self, AdamWParams, SgdParams, SquaresParams};
-use super::{DeviceSlice, DeviceSliceMut, Function, Gpu, Launch, Modules, arg, expect_len, u32_of};
+use super::elements::wide;
+use super::params::{
+    self, AdamWParams, ELEMENT_LANES, OptimTensor, SgdParams, SquaresParams, TotalParams,
+};
+use super::{
+    DeviceBuffer, DeviceSlice, DeviceSliceMut, Function, Gpu, Launch, Modules, arg, expect_len,
+    u32_of,
+};
 use crate::Result;
 
 pub use puna_cpu::optim::{AdamW, Sgd};
 
-/// The kernels; in pairs without and with `low`.
+/// The kernels.
 pub(crate) struct Optim {
-    adamw: Pair,
-    sgd: Pair,
-    sgd_momentum: Pair,
+    adamw: Function,
+    sgd: Function,
     sum_of_squares: Function,
     total: Function,
+    updated: List,
+    summed: List,
 }
 
 impl Optim {
     pub fn load(modules: &Modules) -> Result<Self> {
         Ok(Optim {
-            adamw: pair(modules, ["adamw_f32", "adamw_low_bf16"])?,
-            sgd: pair(modules, ["sgd_f32", "sgd_low_bf16"])?,
-            sgd_momentum: pair(modules, ["sgd_momentum_f32", "sgd_momentum_low_bf16"])?,
+            adamw: modules.function("adamw_f32")?,
+            sgd: modules.function("sgd_f32")?,
             sum_of_squares: modules.function("sum_of_squares_f32")?,
             total: modules.function("total_f64")?,
+            updated: List::default(),
+            summed: List::default(),
         })
     }
+}
+
+/// Words of a tensor in a [`List`].
+const WORDS: usize = size_of::<OptimTensor>() / size_of::<u64>();
+
+/// What a launch is told of its tensors, on the device. The one of the last call stays: buffers of a
+/// training run keep their addresses, so the next step finds the same list and uploads nothing.
+#[derive(Default)]
+struct List(Mutex<Option<(Vec<u64>, DeviceBuffer<u64>)>>);
+
+/// The device's copy of a list, held until its launches are queued.
+struct Listed<'a>(MutexGuard<'a, Option<(Vec<u64>, DeviceBuffer<u64>)>>);
+
+impl List {
+    fn put(&self, gpu: &Gpu, tensors: &[OptimTensor]) -> Result<Listed<'_>> {
+        let words = tensors.iter().flat_map(|t| [t.n, t.first, t.wide, t.w, t.low, t.m, t.v, t.g]);
+        let words: Vec<u64> = words.collect();
+        // A panic while it was held left a whole list, or none.
+        let mut last = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if last.as_ref().is_none_or(|(known, _)| *known != words) {
+            let buffer = gpu.upload(&words)?;
+            *last = Some((words, buffer));
+        }
+        Ok(Listed(last))
+    }
+}
+
+impl Listed<'_> {
+    /// Where the tensors from this one on are listed.
+    fn from(&self, first: usize) -> u64 {
+        let Some((_, buffer)) = &*self.0 else { return 0 };
+        buffer.slice().range(first * WORDS..buffer.len()).address()
+    }
+}
+
+/// Tensors that one launch works on, each cut into blocks from its own beginning.
+#[derive(Default)]
+struct Batch {
+    tensors: Vec<OptimTensor>,
+    blocks: usize,
+}
+
+impl Batch {
+    /// Adds a tensor, whose blocks have so many elements. Empty ones have none.
+    fn push(&mut self, tensor: OptimTensor, of_block: usize) {
+        if tensor.n > 0 {
+            let first = self.blocks as u64;
+            self.blocks += (tensor.n as usize).div_ceil(of_block);
+            self.tensors.push(OptimTensor { first, ..tensor });
+        }
+    }
+}
+
+/// Batches by the factors of their update, in the order in which these first came: tensors with and
+/// without weight decay, as a rule.
+fn batch_of<const N: usize>(batches: &mut Vec<([f32; N], Batch)>, factors: [f32; N]) -> &mut Batch {
+    let bits = |factors: &[f32; N]| factors.map(f32::to_bits);
+    let found = batches.iter().position(|(known, _)| bits(known) == bits(&factors));
+    let at = found.unwrap_or_else(|| {
+        batches.push((factors, Batch::default()));
+        batches.len() - 1
+    });
+    &mut batches[at].1
+}
+
+/// Elements of a block of the updates.
+const OF_BLOCK: usize = (params::OPTIM_THREADS * ELEMENT_LANES) as usize;
+
+/// Runs `launch` for each batch: its factors, where its tensors are listed, their number, its blocks.
+fn each_batch<const N: usize>(
+    gpu: &Gpu,
+    batches: &[([f32; N], Batch)],
+    mut launch: impl FnMut(&[f32; N], u64, u32, Launch) -> Result<()>,
+) -> Result<()> {
+    let all: Vec<_> = batches.iter().flat_map(|(_, batch)| &batch.tensors).copied().collect();
+    if all.is_empty() {
+        return Ok(());
+    }
+    let listed = gpu.optim.updated.put(gpu, &all)?;
+    let mut first = 0;
+    for (factors, Batch { tensors, blocks }) in batches.iter().filter(|(_, b)| b.blocks > 0) {
+        let grid = [u32_of("blocks of an update", *blocks)?, 1, 1];
+        let shape = Launch { grid, block: params::OPTIM_THREADS, shared_bytes: 0 };
+        launch(factors, listed.from(first), u32_of("tensors of an update", tensors.len())?, shape)?;
+        first += tensors.len();
+    }
+    Ok(())
 }
 
 /// One tensor of an [`adamw`] step; all slices have one length.
@@ -68,98 +165,81 @@ pub struct SgdTensor<'a> {
 /// f32; factors are formed in f64 and rounded once. Error: as on the CPU (`tests/cuda_vs_cpu/optim.rs`).
 ///
 /// # Errors
-/// When the slices of a tensor differ in length, or a launch fails.
+/// When the slices of a tensor differ in length, the device has no memory, or a launch fails.
 pub fn adamw<'a>(gpu: &Gpu, tensors: impl IntoIterator<Item = AdamWTensor<'a>>) -> Result<()> {
-    for tensor in tensors {
-        let AdamWTensor { value, low, m, v, grad, hyper } = tensor;
+    let mut batches = vec![];
+    // Borrowed until all is queued.
+    let tensors: Vec<AdamWTensor<'a>> = tensors.into_iter().collect();
+    for AdamWTensor { value, low, m, v, grad, hyper } in &tensors {
         let n = value.len();
         let lengths = [("m", m.len()), ("v", v.len()), ("grad", grad.len())];
         for (name, len) in lengths {
             expect_len("adamw", name, len, n)?;
         }
         expect_len("adamw", "low", low.as_ref().map_or(n, |low| low.len()), n)?;
-        if n == 0 {
-            continue;
-        }
-        let [mut w, mut g] = [value.address(), grad.address()];
-        let [mut m, mut v] = [m.address(), v.address()];
+        let factors = [
+            hyper.grad_scale,
+            (1.0 - hyper.lr * hyper.weight_decay) as f32,
+            (1.0 - hyper.beta1) as f32,
+            hyper.beta2 as f32,
+            (1.0 - hyper.beta2) as f32,
+            (1.0 / hyper.bias_correction2.sqrt()) as f32,
+            hyper.eps as f32,
+            (-hyper.lr / hyper.bias_correction1) as f32,
+        ];
+        let [w, m, v, g] = [value.address(), m.address(), v.address(), grad.address()];
         // Where there is none: an address that is aligned and never used.
-        let mut to_low = low.as_ref().map_or(0, |low| low.address());
-        let mut p = AdamWParams {
-            n: n as u64,
-            grad_scale: hyper.grad_scale,
-            keep: (1.0 - hyper.lr * hyper.weight_decay) as f32,
-            new1: (1.0 - hyper.beta1) as f32,
-            beta2: hyper.beta2 as f32,
-            new2: (1.0 - hyper.beta2) as f32,
-            root: (1.0 / hyper.bias_correction2.sqrt()) as f32,
-            eps: hyper.eps as f32,
-            step: (-hyper.lr / hyper.bias_correction1) as f32,
-            wide: wide(&[w, g, m, v, to_low]).into(),
-            pad_: 0,
-        };
-        let shape = by_elements("elements of a tensor", n, params::OPTIM_THREADS)?;
-        let function = &gpu.optim.adamw[usize::from(low.is_some())];
-        let all = [arg(&mut w), arg(&mut to_low), arg(&mut m), arg(&mut v), arg(&mut g)];
-        let mut args = with_low(low.is_some(), all);
-        args.push(arg(&mut p));
-        // SAFETY: all arrays have `n` elements, compared above; `low` is a parameter of the instance
-        // that was chosen where there is one; `wide` is set by the addresses.
-        unsafe { gpu.launch(function, shape, &mut args) }?;
+        let low = low.as_ref().map_or(0, |low| low.address());
+        let wide = wide(&[w, low, m, v, g]).into();
+        let tensor = OptimTensor { n: n as u64, first: 0, wide, w, low, m, v, g };
+        batch_of(&mut batches, factors).push(tensor, OF_BLOCK);
     }
-    Ok(())
+    each_batch(gpu, &batches, |factors, mut list, tensors, shape| {
+        let &[grad_scale, keep, new1, beta2, new2, root, eps, step] = factors;
+        let mut p =
+            AdamWParams { tensors, grad_scale, keep, new1, beta2, new2, root, eps, step, pad_: 0 };
+        // SAFETY: all arrays of a tensor have the `n` elements that its entry says, compared above,
+        // `low` where its address is not 0; `wide` is set by the addresses; the list at `list` has
+        // `tensors` entries, whose blocks are the grid's.
+        unsafe { gpu.launch(&gpu.optim.adamw, shape, &mut [arg(&mut list), arg(&mut p)]) }
+    })
 }
 
 /// One step of gradient descent on each tensor (`puna_cpu::optim::sgd`), then `low` = `value`
 /// rounded. Error: as on the CPU (`tests/cuda_vs_cpu/optim.rs`).
 ///
 /// # Errors
-/// When the slices of a tensor differ in length, or a launch fails.
+/// When the slices of a tensor differ in length, the device has no memory, or a launch fails.
 pub fn sgd<'a>(gpu: &Gpu, tensors: impl IntoIterator<Item = SgdTensor<'a>>) -> Result<()> {
-    for tensor in tensors {
-        let SgdTensor { value, low, momentum, grad, hyper } = tensor;
+    let mut batches = vec![];
+    // Borrowed until all is queued.
+    let tensors: Vec<SgdTensor<'a>> = tensors.into_iter().collect();
+    for SgdTensor { value, low, momentum, grad, hyper } in &tensors {
         let n = value.len();
         expect_len("sgd", "grad", grad.len(), n)?;
         expect_len("sgd", "low", low.as_ref().map_or(n, |low| low.len()), n)?;
         expect_len("sgd", "momentum", momentum.as_ref().map_or(n, |x| x.len()), n)?;
-        if n == 0 {
-            continue;
-        }
-        let [mut w, mut g] = [value.address(), grad.address()];
+        let factors =
+            [hyper.grad_scale, hyper.weight_decay as f32, hyper.momentum as f32, -hyper.lr as f32];
+        let [w, g] = [value.address(), grad.address()];
         // Where there is none: an address that is aligned and never used.
-        let mut to_low = low.as_ref().map_or(0, |low| low.address());
-        let mut moved = momentum.as_ref().map_or(0, |x| x.address());
-        let mut p = SgdParams {
-            n: n as u64,
-            grad_scale: hyper.grad_scale,
-            decay: hyper.weight_decay as f32,
-            momentum: hyper.momentum as f32,
-            step: -hyper.lr as f32,
-            wide: wide(&[w, g, to_low, moved]).into(),
-            pad_: 0,
-        };
-        let shape = by_elements("elements of a tensor", n, params::OPTIM_THREADS)?;
-        let of = if momentum.is_some() { &gpu.optim.sgd_momentum } else { &gpu.optim.sgd };
-        let function = &of[usize::from(low.is_some())];
-        let mut args = with_low(low.is_some(), [arg(&mut w), arg(&mut to_low)]);
-        if momentum.is_some() {
-            args.push(arg(&mut moved));
-        }
-        args.extend([arg(&mut g), arg(&mut p)]);
-        // SAFETY: all arrays have `n` elements, compared above; `low` and the momentum are parameters
-        // of the instance that was chosen where there are such; `wide` is set by the addresses.
-        unsafe { gpu.launch(function, shape, &mut args) }?;
+        let low = low.as_ref().map_or(0, |low| low.address());
+        let m = momentum.as_ref().map_or(0, |x| x.address());
+        let wide = wide(&[w, g, low, m]).into();
+        let tensor = OptimTensor { n: n as u64, first: 0, wide, w, low, m, v: 0, g };
+        batch_of(&mut batches, factors).push(tensor, OF_BLOCK);
     }
-    Ok(())
+    each_batch(gpu, &batches, |factors, mut list, tensors, shape| {
+        let &[grad_scale, decay, momentum, step] = factors;
+        let mut p = SgdParams { tensors, grad_scale, decay, momentum, step, pad_: 0 };
+        // SAFETY: all arrays of a tensor have the `n` elements that its entry says, compared above,
+        // `low` and momentum where their addresses are not 0; `wide` is set by the addresses; the
+        // list at `list` has `tensors` entries, whose blocks are the grid's.
+        unsafe { gpu.launch(&gpu.optim.sgd, shape, &mut [arg(&mut list), arg(&mut p)]) }
+    })
 }
 
-/// A kernel's arguments, the second of which is `low`: left out where there is none.
-fn with_low<T, const N: usize>(has_low: bool, args: [T; N]) -> Vec<T> {
-    let kept = args.into_iter().enumerate().filter(|(i, _)| has_low || *i != 1);
-    kept.map(|(_, arg)| arg).collect()
-}
-
-/// `sum(x^2)` over all tensors; waits for it.
+/// `sum(x^2)` over all tensors, in two launches; waits for it.
 ///
 /// Chunks of `SQUARES_CHUNK` elements are summed apart, eight squares at a time in f32 and those in
 /// f64, then the chunks' sums in f64: the bits depend on the tensors' lengths alone. Error: 8 epsilons
@@ -168,29 +248,29 @@ fn with_low<T, const N: usize>(has_low: bool, args: [T; N]) -> Vec<T> {
 /// # Errors
 /// When a launch fails, or the device's memory is full.
 pub fn sum_of_squares(gpu: &Gpu, tensors: &[DeviceSlice<'_, f32>]) -> Result<f64> {
-    let chunk = params::SQUARES_CHUNK as usize;
-    let n_chunks: usize = tensors.iter().map(|x| x.len().div_ceil(chunk)).sum();
-    let mut sums = gpu.alloc::<f64>(n_chunks)?;
-    let mut first = 0;
-    for x in tensors.iter().filter(|x| !x.is_empty()) {
-        let blocks = x.len().div_ceil(chunk);
-        let own = sums.slice_mut().range_mut(first..first + blocks);
-        first += blocks;
-        let [mut to, mut from] = [own.address(), x.address()];
-        let mut p = SquaresParams { n: x.len() as u64, wide: wide(&[from]).into(), pad_: 0 };
-        let mut args = [arg(&mut to), arg(&mut from), arg(&mut p)];
-        // SAFETY: `own` has an element for each chunk of `x`, as counted above; `wide` is set by the
-        // address.
-        unsafe { gpu.launch(&gpu.optim.sum_of_squares, squares(blocks)?, &mut args) }?;
+    let mut batch = Batch::default();
+    for x in tensors {
+        let (n, g) = (x.len() as u64, x.address());
+        let wide = wide(&[g]).into();
+        let tensor = OptimTensor { n, first: 0, wide, w: 0, low: 0, m: 0, v: 0, g };
+        batch.push(tensor, params::SQUARES_CHUNK as usize);
     }
-    if n_chunks == 0 {
+    let Batch { tensors, blocks } = batch;
+    if tensors.is_empty() {
         return Ok(0.0);
     }
-    let total = gpu.alloc::<f64>(1)?;
+    let (sums, total) = (gpu.alloc::<f64>(blocks)?, gpu.alloc::<f64>(1)?);
+    let listed = gpu.optim.summed.put(gpu, &tensors)?;
+    let [mut to, mut list] = [sums.slice().address(), listed.from(0)];
+    let mut p = SquaresParams { tensors: u32_of("tensors of a sum", tensors.len())?, pad_: 0 };
+    let mut args = [arg(&mut to), arg(&mut list), arg(&mut p)];
+    // SAFETY: an entry says the length of its tensor, `wide` is set by its address; `sums` has an
+    // element for each chunk, which are the grid's blocks.
+    unsafe { gpu.launch(&gpu.optim.sum_of_squares, squares(blocks)?, &mut args) }?;
     let [mut to, mut from] = [total.slice().address(), sums.slice().address()];
-    let mut p = SquaresParams { n: n_chunks as u64, wide: 0, pad_: 0 };
+    let mut p = TotalParams { n: blocks as u64 };
     let mut args = [arg(&mut to), arg(&mut from), arg(&mut p)];
-    // SAFETY: `sums` has `n_chunks` elements and `total` one, as allocated above.
+    // SAFETY: `sums` has `blocks` elements and `total` one, as allocated above.
     unsafe { gpu.launch(&gpu.optim.total, squares(1)?, &mut args) }?;
     let mut sum = [0.0];
     gpu.download(&total.slice(), &mut sum)?;

@@ -19,7 +19,7 @@ pub fn gather(
     out: FloatsMut<'_>,
     table: &Matrix,
     params: &Params,
-    ids: Listed<'_, u32>,
+    ids: Listed<'_>,
 ) -> Result<()> {
     if let Some(id) = ids.list.iter().find(|&&id| id as usize >= table.n) {
         let why = format!("the vocabulary has {} tokens", table.n);

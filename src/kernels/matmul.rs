@@ -61,7 +61,7 @@ impl<'a> Factor<'a> {
 }
 
 #[cfg(feature = "cuda")]
-fn elsewhere(wanted: &str) -> Error {
+pub(super) fn elsewhere(wanted: &str) -> Error {
     let why = "a factor of the product lies in another memory".into();
     Error::Device { wanted: wanted.into(), why }
 }

@@ -6,12 +6,14 @@ mod device;
 pub mod embedding;
 pub mod flash;
 mod listed;
+pub mod linear;
 pub mod loss;
 pub mod matmul;
 pub mod optim;
 mod rotations;
 pub mod rows;
 pub mod sample;
+mod selection;
 
 pub use crate::tensor::{Floats, FloatsMut};
 pub use device::{Device, Place};
@@ -71,6 +73,8 @@ pub struct Scratch {
     gemm: puna_cpu::gemm::Scratch,
     flash: puna_cpu::flash::Scratch,
     partials: Vec<f32>,
+    #[cfg(feature = "cuda")]
+    flash_plan: Option<flash::Planned>,
 }
 
 /// The instruction set that `PUNA_ISA` names, else the best of this machine.

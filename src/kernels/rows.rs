@@ -13,6 +13,7 @@ use std::ops::Range;
 use crate::cuda;
 
 pub use super::rotations::{Pairing, Rotations};
+pub use super::selection::Selection;
 
 /// From this many rows on the team shares them.
 const ROWS_TO_SHARE: usize = 8;
@@ -325,19 +326,18 @@ pub fn select(
     device: &Device,
     out: FloatsMut<'_>,
     x: Floats<'_>,
-    keep: Listed<'_, usize>,
+    keep: &Selection,
     width: usize,
 ) -> Result<()> {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = device.gpu() {
-        let keep = keep.on(gpu)?;
         let (out, x) = (out.cuda()?, x.cuda()?);
-        return cuda::embedding::select_rows(gpu, out, x, width, keep.slice());
+        return cuda::embedding::select_rows(gpu, out, x, width, keep.on(gpu)?);
     }
-    let _ = device;
+    let (_, keep) = (device, keep.rows());
     match (out.host()?, x.host()?) {
-        (host::FloatsMut::F32(out), host::Floats::F32(x)) => copy_rows(out, x, keep.list, width),
-        (host::FloatsMut::Bf16(out), host::Floats::Bf16(x)) => copy_rows(out, x, keep.list, width),
+        (host::FloatsMut::F32(out), host::Floats::F32(x)) => copy_rows(out, x, keep, width),
+        (host::FloatsMut::Bf16(out), host::Floats::Bf16(x)) => copy_rows(out, x, keep, width),
         _ => unreachable!("the result has the type of x"),
     }
     Ok(())
@@ -382,19 +382,18 @@ pub fn select_bwd(
     device: &Device,
     dx: FloatsMut<'_>,
     dout: Floats<'_>,
-    keep: &[usize],
+    keep: &Selection,
     width: usize,
 ) -> Result<()> {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = device.gpu() {
-        let keep = Listed::from(keep).on(gpu)?;
         let (dx, dout) = (dx.cuda()?, dout.cuda()?);
-        return cuda::embedding::scatter_rows(gpu, dx, dout, width, keep.slice());
+        return cuda::embedding::scatter_rows(gpu, dx, dout, width, keep.on(gpu)?);
     }
     let _ = device;
     let (dx, dout) = (dx.host_f32()?, dout.host_f32()?);
     dx.fill(0.0);
-    for (from, &to) in keep.iter().enumerate() {
+    for (from, &to) in keep.rows().iter().enumerate() {
         let from = &dout[from * width..(from + 1) * width];
         dx[to * width..(to + 1) * width].copy_from_slice(from);
     }

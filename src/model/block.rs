@@ -3,8 +3,7 @@
 
 use crate::autograd::{Cx, Var};
 use crate::error::Result;
-use crate::kernels::Listed;
-use crate::kernels::rows::{Pairing, Rotations};
+use crate::kernels::rows::{Pairing, Rotations, Selection};
 use crate::model::config::{Config, RopePairing};
 use crate::model::weights::Block;
 use crate::ops::{self, Heads};
@@ -49,7 +48,7 @@ pub fn forward<'w>(
     shape: &Shape,
     x: Var<'w>,
     angles: &Arc<Rotations>,
-    keep: Option<Listed<'_, usize>>,
+    keep: Option<&Arc<Selection>>,
     attend: impl FnOnce(&mut Cx<'_, 'w>, [Var<'w>; 3]) -> Result<Var<'w>>,
 ) -> Result<Var<'w>> {
     let (head_dim, pairing, eps) = (shape.heads.head_dim, shape.pairing, shape.norm_eps);
@@ -68,16 +67,11 @@ pub fn forward<'w>(
         attended = ops::select(cx, attended, keep)?;
         x = ops::select(cx, x, keep)?;
     }
-    let out = ops::linear(cx, &attended, &block.wo)?;
-    drop(attended);
-    let x = ops::add(cx, x, out)?; // [m, dim]
+    let x = ops::linear_add(cx, x, attended, &block.wo)?; // [m, dim]
 
     let h = ops::rms_norm(cx, &x, &block.ffn_norm, eps)?;
-    let [gate, up] = ops::linears(cx, &h, [&block.w1, &block.w3])?; // [m, hidden_dim]
-    drop(h);
-    let act = ops::swiglu(cx, gate, up)?;
-    let out = ops::last_linear(cx, &act, &block.w2)?;
-    drop(act);
+    let act = ops::gated(cx, h, [&block.w1, &block.w3])?; // [m, hidden_dim]
+    let out = ops::last_linear_add(cx, x, act, &block.w2)?;
     cx.dropout = dropout;
-    ops::add(cx, x, out)
+    Ok(out)
 }

@@ -7,7 +7,7 @@
 
 use crate::autograd::{Cx, Mode};
 use crate::error::{Error, Result};
-use crate::kernels::rows::Rotations;
+use crate::kernels::rows::{Rotations, Selection};
 use crate::kernels::{Device, List, Scratch};
 use crate::model::adapter::read_adapter;
 use crate::model::block::{self, Shape};
@@ -146,6 +146,14 @@ impl Segment<'_> {
     }
 }
 
+/// What is held, or a new one where others hold it too.
+pub(super) fn own<T: Default>(held: &mut Arc<T>) -> &mut T {
+    if Arc::get_mut(held).is_none() {
+        *held = Arc::default();
+    }
+    Arc::get_mut(held).expect("nobody else holds what was just made")
+}
+
 /// Buffers of a forward pass, made for [`Model::MAX_ROWS`] rows at most, grown on first use.
 pub struct Workspace {
     /// Activations: every block has room for the longest pass so far.
@@ -153,23 +161,23 @@ pub struct Workspace {
     /// Logits, apart: few rows get them, and each is long.
     pub(super) heads: Pool,
     scratch: Scratch,
-    angles: Arc<Rotations>,
+    pub(super) angles: Arc<Rotations>,
     frequencies: Frequencies,
-    pub(super) tokens: List<u32>,   // of all segments
+    pub(super) tokens: List,   // of all segments
     logits: Option<Rows>, // [wanted rows, vocab]
     /// The logits of a GPU, once somebody has read them.
     copy: OnceLock<Vec<f32>>,
     device: Arc<Device>,
     #[cfg(feature = "cuda")]
     pub(super) replay: Replay,
-    pub(super) wanted: List<usize>, // rows that get logits
+    pub(super) wanted: Arc<Selection>, // rows that get logits
 }
 
 impl Workspace {
     /// Bytes held, written or not.
     pub fn bytes(&self) -> usize {
         let angles = 4 * (self.angles.cos.capacity() + self.angles.sin.capacity());
-        let lists = 4 * self.tokens.capacity() + 8 * self.wanted.capacity();
+        let lists = 4 * self.tokens.capacity() + self.wanted.bytes();
         self.pool.bytes() + self.heads.bytes() + self.scratch.bytes() + angles + lists
     }
 
@@ -177,11 +185,6 @@ impl Workspace {
     #[cfg(feature = "cuda")]
     pub fn replays(&self) -> usize {
         self.replay.count
-    }
-
-    #[cfg(feature = "cuda")]
-    pub(super) fn angles_mut(&mut self) -> &mut Rotations {
-        own(&mut self.angles)
     }
 
     /// Logits `[vocab_size]` of the `row`-th row that was asked for, counted over all segments.
@@ -211,14 +214,6 @@ impl Workspace {
         let rows = self.logits.as_ref().filter(|rows| !rows.is_host())?;
         Some((&self.device, rows))
     }
-}
-
-/// Angles to write to. Nobody else holds them while nothing is recorded on a tape.
-fn own(angles: &mut Arc<Rotations>) -> &mut Rotations {
-    if Arc::get_mut(angles).is_none() {
-        *angles = Arc::default();
-    }
-    Arc::get_mut(angles).expect("nobody else holds what was just made")
 }
 
 impl Model {
@@ -393,7 +388,7 @@ impl Model {
             device: Arc::clone(&self.device),
             #[cfg(feature = "cuda")]
             replay: Replay::default(),
-            wanted: List::default(),
+            wanted: Arc::default(),
         }
     }
 
@@ -449,7 +444,7 @@ impl Model {
         ws.logits = None;
         ws.copy.take();
         ws.pool.expect_rows(m);
-        ws.heads.expect_rows(ws.wanted.as_slice().len());
+        ws.heads.expect_rows(ws.wanted.len());
         ws.logits = self.run_where_it_is(ws, batch)?;
         // Last of all: what was given up has changed no length.
         for Segment { tokens, cache, .. } in batch.segments() {
@@ -483,7 +478,7 @@ impl Model {
             if batch.cancelled() {
                 return Err(Error::Cancelled);
             }
-            let keep = (layer == last).then(|| ws.wanted.listed());
+            let keep = (layer == last).then_some(&ws.wanted);
             x = block::forward(&mut cx, block, &shape, x, &ws.angles, keep, |cx, qkv| {
                 #[cfg(feature = "cuda")]
                 if cx.device.is_gpu() {
@@ -498,7 +493,7 @@ impl Model {
                 ops::attention_cached(cx, shape.heads, qkv, parts)
             })?;
         }
-        if ws.wanted.as_slice().is_empty() {
+        if ws.wanted.is_empty() {
             return Ok(None);
         }
         if batch.cancelled() {
@@ -513,9 +508,10 @@ impl Model {
     fn prepare<B: Batch + ?Sized>(&self, ws: &mut Workspace, batch: &mut B) {
         let Workspace { angles, frequencies, tokens, wanted, .. } = ws;
         let (rope, head_dim) = (&self.config.rope, self.config.head_dim);
-        let angles = own(angles);
+        // Nobody else holds angles and rows while nothing is recorded.
+        let (angles, wanted) = (own(angles), own(wanted).rows_mut());
         clear_angles(angles, rope, head_dim);
-        let (tokens, wanted) = (tokens.edit(), wanted.edit());
+        let tokens = tokens.edit();
         tokens.clear();
         wanted.clear();
         for s in batch.segments() {

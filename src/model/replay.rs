@@ -6,7 +6,7 @@
 use crate::cuda::{Graph, Gpu};
 use crate::error::{Error, Result};
 use crate::kernels::attention::{Cache, Pass, Span};
-use crate::model::llama::{Batch, Model, Segment, Workspace};
+use crate::model::llama::{Batch, Model, Segment, Workspace, own};
 use crate::tensor::Rows;
 
 /// Turns recording off: `PUNA_CUDA_GRAPHS=0`.
@@ -82,8 +82,8 @@ impl Model {
         batch: &mut B,
     ) -> Result<bool> {
         let mut alike = ws.tokens.bring(&self.device)?;
-        alike &= ws.wanted.bring(&self.device)?;
-        alike &= ws.angles_mut().bring(&self.device)?;
+        alike &= own(&mut ws.wanted).bring(gpu)?;
+        alike &= own(&mut ws.angles).bring(&self.device)?;
         let segments: Vec<Segment<'_>> = batch.segments().collect();
         let spans: Vec<Span> = segments
             .iter()
@@ -95,9 +95,9 @@ impl Model {
         alike &= ws.replay.attention.prepare(gpu, self.config.n_heads, &spans, &caches)?;
         let generations = [ws.pool.generation(), ws.heads.generation()];
         let replay = &mut ws.replay;
-        alike &= replay.wanted == ws.wanted.as_slice() && replay.generations == generations;
+        alike &= replay.wanted == ws.wanted.rows() && replay.generations == generations;
         replay.wanted.clear();
-        replay.wanted.extend_from_slice(ws.wanted.as_slice());
+        replay.wanted.extend_from_slice(ws.wanted.rows());
         replay.generations = generations;
         Ok(alike)
     }

@@ -4,8 +4,8 @@
 use crate::autograd::{Cx, Dropout, Mode, NodeId, Var, checkpoint, sweep};
 use crate::error::{Error, Result};
 use crate::format::peft::Target;
-use crate::kernels::rows::Rotations;
-use crate::kernels::{Device, Listed, Scratch};
+use crate::kernels::rows::{Rotations, Selection};
+use crate::kernels::{Device, Scratch, linear};
 use crate::model::block::{self, Shape};
 use crate::model::config::{Config, Head};
 use crate::model::llama::Model;
@@ -106,6 +106,8 @@ pub struct TuneModel {
     pub(super) base: PathBuf,
     pub(super) pool: Pool,
     pub(super) scratch: Scratch,
+    /// Of the last pass, with the lengths of its sequences.
+    pub(super) angles: Option<(Box<[usize]>, Arc<Rotations>)>,
 }
 
 impl TuneModel {
@@ -335,11 +337,12 @@ impl TuneModel {
         adapters: bool,
     ) -> Result<Hidden<'a>> {
         self.pool.expect_rows(slice.ids.len());
-        let angles = Arc::new(self.rotations(slice.spans));
+        let angles = self.rotations(slice.spans);
+        linear::renew_low(&self.model.device, &mut self.model.params)?;
         let TuneModel { model, options, value, pool, scratch, .. } = self;
         let Model { config, weights, params, device, .. } = model;
         let shape = Shape::of(config);
-        let pass = Pass { shape, angles, spans: slice.spans.into(), keep: keep.into() };
+        let pass = Pass { shape, angles, spans: slice.spans.into(), keep: Arc::new(keep.into()) };
         let mode = Mode::Train(options.precision);
         let mut cx = Cx::new(device, pool, params, scratch, mode);
         cx.adapters = adapters;
@@ -384,13 +387,21 @@ impl TuneModel {
         }
     }
 
-    fn rotations(&self, spans: &[usize]) -> Rotations {
+    /// The angles of packed sequences, those of the last pass if it had the same.
+    fn rotations(&mut self, spans: &[usize]) -> Arc<Rotations> {
+        if let Some((known, angles)) = &self.angles
+            && **known == *spans
+        {
+            return Arc::clone(angles);
+        }
         let (rope, head_dim) = (&self.model.config.rope, self.model.config.head_dim);
         let (mut angles, mut freqs) = (Rotations::default(), Frequencies::default());
         clear_angles(&mut angles, rope, head_dim);
         for &len in spans {
             append_angles(&mut angles, &mut freqs, rope, head_dim, 0..len, len);
         }
+        let angles = Arc::new(angles);
+        self.angles = Some((spans.into(), Arc::clone(&angles)));
         angles
     }
 
@@ -435,7 +446,7 @@ struct Pass {
     shape: Shape,
     angles: Arc<Rotations>,
     spans: Arc<[usize]>,
-    keep: Arc<[usize]>,
+    keep: Arc<Selection>,
 }
 
 impl Pass {
@@ -446,7 +457,7 @@ impl Pass {
         x: Var<'w>,
         is_last: bool,
     ) -> Result<Var<'w>> {
-        let keep = is_last.then(|| Listed::from(&self.keep[..]));
+        let keep = is_last.then_some(&self.keep);
         block::forward(cx, block, &self.shape, x, &self.angles, keep, |cx, qkv| {
             ops::attention(cx, self.shape.heads, qkv, &self.spans)
         })

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::format::FileDType;
 use crate::format::hf_config::HfConfig;
 use crate::format::peft::{AdapterFile, SCORE_KEY, Target};
-use crate::kernels::{Device, Scratch};
+use crate::kernels::{Device, Scratch, linear};
 use crate::model::adapter::{init_lora, read_adapter};
 use crate::model::builtin::is_builtin;
 use crate::model::checkpoint::{Checkpoint, GenerationDefaults};
@@ -18,7 +18,7 @@ use crate::model::weights::{Block, Weights};
 use crate::ops::{Linear, Lora};
 use crate::rng::Rng;
 use crate::tensor::{
-    Bytes, Home, Matrix, MatrixData, Param, ParamId, Params, Pool, Values, Vector,
+    Bytes, DType, Home, Low, Matrix, MatrixData, Param, ParamId, Params, Pool, Values, Vector,
 };
 use crate::text::TextParts;
 use puna_cpu::buffer::Buffer;
@@ -173,6 +173,16 @@ impl TuneModel {
             let id = params.push(Param { name, shape, decay: true, value: zeros, low: None });
             value = Some(Matrix { n: 1, k: config.dim, data: MatrixData::Param(id) });
         }
+        if linear::derivative_dtype(&device, options.precision) == DType::Bf16 {
+            // A table that is only looked up is no factor.
+            let table = weights.tok_emb.param().filter(|&id| weights.lm_head.w.param() != Some(id));
+            let is_factor = |(id, param): &(usize, &mut Param)| {
+                param.shape.len() == 2 && table.is_none_or(|table| table.index() != *id)
+            };
+            for (_, param) in params.0.iter_mut().enumerate().filter(is_factor) {
+                param.low = Some(Low::new(&param.value)?);
+            }
+        }
         let device = Arc::new(device);
         let model = Model { config, text, generation, weights, params, device, exact: false };
         Ok(TuneModel {
@@ -184,6 +194,7 @@ impl TuneModel {
             base: base.to_owned(),
             pool: Pool::at(home),
             scratch: Scratch::default(),
+            angles: None,
         })
     }
 }

@@ -9,6 +9,7 @@
 //! activations  what the pool holds after a pass: the pass is walked through in sizes
 //! kernels      packed tiles, shares of sums
 //! program      code, threads, tokenizer
+//! bf16 copies  on a GPU: of what is trained, and of derivatives on their way into products
 //! ```
 //!
 //! Loading takes less than the first step: files are read in pieces into what stays.
@@ -20,6 +21,8 @@ mod walk;
 
 use crate::error::Result;
 use crate::format::FileDType;
+use crate::kernels::linear::derivative_dtype;
+use crate::kernels::loss::{HOST_LOGIT_BYTES, logit_bytes};
 use crate::model::adapter::target_of;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::Config;
@@ -243,7 +246,7 @@ const MAX_PARTS: usize = 8;
 
 /// What kernels work in, about: packed tiles of products, tiles and sums of attention.
 fn kernels(config: &Config, options: &TuneOptions, slice: SliceSize) -> u64 {
-    let chunk = chunk_rows(config.vocab_size).min(slice.tokens) as f64;
+    let chunk = chunk_rows(HOST_LOGIT_BYTES, config.vocab_size).min(slice.tokens) as f64;
     let (t, vocab) = (slice.tokens as f64, config.vocab_size as f64);
     let packed = |lanes: f64, inputs: f64| {
         let tile = match options.precision {
@@ -282,6 +285,27 @@ impl TuneModel {
         };
         let n_tokens = if self.text().is_some() { self.config().vocab_size } else { 0 };
         let run = RunSize { slice, state_bytes, n_tokens };
-        Ok(memory_plan(self.config(), &weights, &self.options, &run))
+        let mut plan = memory_plan(self.config(), &weights, &self.options, &run);
+        let copies = self.copies(slice) as u64;
+        plan.items.extend((copies > 0).then_some(("bf16 copies", copies)));
+        Ok(plan)
+    }
+
+    /// Bytes that a pass on a GPU takes beyond one on the CPU: the bf16 copies of parameters, that of
+    /// one layer's derivative at a time, and the logits of a larger chunk with theirs.
+    fn copies(&self, slice: SliceSize) -> usize {
+        let (device, config) = (self.device(), self.config());
+        let chunk =
+            |bytes| chunk_rows(bytes, config.vocab_size).min(slice.tokens) * config.vocab_size;
+        let (host, own) = (chunk(HOST_LOGIT_BYTES), chunk(logit_bytes(device)));
+        let mut bytes = size_of::<f32>() * (own - host);
+        if derivative_dtype(device, self.options.precision) == DType::Bf16 {
+            let trained = self.params().0.iter().filter(|param| param.low.is_some());
+            let trained: usize = trained.map(|param| param.value.len()).sum();
+            let widest = config.hidden_dim.max(config.dim).max(config.n_heads * config.head_dim);
+            let copied = trained.saturating_add(slice.tokens.saturating_mul(widest).max(own));
+            bytes = copied.saturating_mul(DType::Bf16.bytes()).saturating_add(bytes);
+        }
+        bytes
     }
 }

@@ -3,12 +3,11 @@
 
 use crate::autograd::{Adjoints, Backward, Cx, NodeId, Var};
 use crate::error::Result;
-use crate::kernels::loss::{SCORES, cross_entropy as score};
-use crate::kernels::matmul::{Factor, gemm, weight};
+use crate::kernels::linear::{derivative, weight};
+use crate::kernels::loss::{SCORES, Targets, cross_entropy as score, logit_bytes};
+use crate::kernels::matmul::{Factor, gemm};
 use crate::tensor::{Matrix, Rows};
 
-/// Bytes of logits that exist at a time.
-const LOGIT_BYTES: usize = 24 << 20;
 /// Rows of a chunk at least: fewer would make the products with a large head slow.
 const LEAST_ROWS: usize = 64;
 
@@ -23,9 +22,9 @@ pub struct Loss {
     pub correct: usize,
 }
 
-/// Rows of a chunk, for a vocabulary.
-pub fn chunk_rows(vocab: usize) -> usize {
-    (LOGIT_BYTES / (4 * vocab.max(1))).max(LEAST_ROWS)
+/// Rows of a chunk, for a vocabulary, whose logits take about so many bytes.
+pub fn chunk_rows(logit_bytes: usize, vocab: usize) -> usize {
+    (logit_bytes / (4 * vocab.max(1))).max(LEAST_ROWS)
 }
 
 /// Scores `x` [m, dim] through `head` [vocab, dim]. With the tape on, the derivative of
@@ -105,35 +104,37 @@ fn scores<'w>(
     let wants_dx = factors.is_some() && x.node.is_some();
     let factors = factors.filter(|_| wants_dx || param.is_some());
     let precision = cx.precision();
-    let chunk = chunk_rows(head.n).min(m.max(1));
+    let chunk = chunk_rows(logit_bytes(cx.device), head.n).min(m.max(1));
     let mut dx = wants_dx.then(|| cx.take_f32(m, dim)).transpose()?;
-    let (mut logits, mut scores) = (cx.take_f32(chunk, head.n)?, vec![0.0; chunk * SCORES]);
+    let mut logits = cx.take_f32(chunk, head.n)?;
+    let mut targets = Targets::new(cx.device, labels, factors)?;
     for first in (0..m).step_by(chunk) {
         let rows = first..(first + chunk).min(m);
         let n = rows.len();
         let of_x = rows.start * dim..rows.end * dim;
         let x = || Factor::plain(x.rows.floats().slice(of_x.clone()), n, dim);
         let mut all = logits.floats_mut();
-        let scores = &mut scores[..n * SCORES];
-        let w = weight(head, cx.params)?.t();
+        let w = weight(head, cx.params, precision)?.t();
         let out = all.slice_mut(0..n * head.n);
         gemm(cx.device, cx.scratch, precision, out, false, 1.0, x(), w)?;
-        let factors = factors.map(|factors| &factors[rows.clone()]);
-        let own = all.slice_mut(0..n * head.n);
-        score(cx.device, own, scores, &labels[rows.clone()], factors)?;
-        for (score, row) in scores.chunks_exact(SCORES).zip(rows) {
-            each(row, score[0], score[1] == 1.0);
+        score(cx.device, all.slice_mut(0..n * head.n), &mut targets, rows)?;
+        if factors.is_none() {
+            continue;
         }
-        let dlogits = || Factor::plain(logits.floats().slice(0..n * head.n), n, head.n);
+        let rounded = derivative(cx.device, cx.pool, precision, logits.clone())?;
+        let dlogits = || Factor::plain(rounded.floats().slice(0..n * head.n), n, head.n);
         if let Some(dx) = &mut dx {
             let mut dx = dx.floats_mut();
-            let (dx, w) = (dx.slice_mut(of_x.clone()), weight(head, cx.params)?);
+            let (dx, w) = (dx.slice_mut(of_x.clone()), weight(head, cx.params, precision)?);
             gemm(cx.device, cx.scratch, precision, dx, false, 1.0, dlogits(), w)?;
         }
-        if let (Some(id), true, Some(grads)) = (param, factors.is_some(), cx.grads.as_deref_mut()) {
+        if let (Some(id), Some(grads)) = (param, cx.grads.as_deref_mut()) {
             let dw = grads.get_mut(id);
             gemm(cx.device, cx.scratch, precision, dw, true, 1.0, dlogits().t(), x())?;
         }
+    }
+    for (row, score) in targets.read(cx.device)?.chunks_exact(SCORES).enumerate() {
+        each(row, score[0], score[1] == 1.0);
     }
     Ok(match (x.node, dx) {
         (Some(x), Some(dx)) => cx.push(Given { x, dx }),

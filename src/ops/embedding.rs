@@ -9,7 +9,7 @@ use crate::tensor::{DType, Matrix, ParamId, Rows};
 ///
 /// # Errors
 /// When an id is outside the table.
-pub fn embedding<'w>(cx: &mut Cx<'_, 'w>, table: &'w Matrix, ids: Listed<'_, u32>) -> Result<Var<'w>> {
+pub fn embedding<'w>(cx: &mut Cx<'_, 'w>, table: &'w Matrix, ids: Listed<'_>) -> Result<Var<'w>> {
     let n = ids.list.len();
     let mut out = cx.take_f32(n, table.k)?;
     kernel::gather(cx.device, out.floats_mut(), table, cx.params, ids)?;

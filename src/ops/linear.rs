@@ -1,11 +1,14 @@
 //! Linear layers: dense or quantised weight, bias, low-rank adapters.
 
+use super::add::add;
 use super::lora::Lora;
+use super::swiglu::swiglu;
 use crate::autograd::{Adjoints, Backward, Cx, Dropout, Mode, NodeId, Saved, Var};
 use crate::error::Result;
-use crate::kernels::matmul::{Product, factor, gemm, products, weight};
+use crate::kernels::linear::{self, Gradients, Served, Training, weight};
+use crate::kernels::matmul::{factor, gemm};
 use crate::kernels::rows;
-use crate::tensor::{Matrix, Rows, Vector};
+use crate::tensor::{DType, Matrix, Rows, Vector};
 
 /// A linear layer: `y = x wᵀ + bias`, plus what its adapters add.
 pub struct Linear {
@@ -93,9 +96,85 @@ pub fn linears<'w, const N: usize>(
     }
 }
 
-/// A layer's product, to go into `out`.
-fn of<'a>(layer: &'a Linear, out: &'a mut Rows) -> Product<'a> {
-    Product { w: &layer.w, out: out.floats_mut() }
+/// `x` plus the layer's result for `input`: the residual connection around it. While serving, in one
+/// kernel where the device has one and nobody else holds `x`.
+///
+/// # Errors
+/// As [`linear`].
+pub fn linear_add<'w>(
+    cx: &mut Cx<'_, 'w>,
+    mut x: Var<'w>,
+    input: Var<'w>,
+    layer: &'w Linear,
+) -> Result<Var<'w>> {
+    if added(cx, &mut x, &input, layer)? {
+        return Ok(x);
+    }
+    let out = linear(cx, &input, layer)?;
+    drop(input);
+    add(cx, x, out)
+}
+
+/// [`linear_add`] with [`last_linear`].
+///
+/// # Errors
+/// As [`linear`].
+pub fn last_linear_add<'w>(
+    cx: &mut Cx<'_, 'w>,
+    mut x: Var<'w>,
+    input: Var<'w>,
+    layer: &'w Linear,
+) -> Result<Var<'w>> {
+    if added(cx, &mut x, &input, layer)? {
+        return Ok(x);
+    }
+    let out = last_linear(cx, &input, layer)?;
+    drop(input);
+    add(cx, x, out)
+}
+
+/// Adds to `x` while serving, if that can be had; else does nothing.
+fn added<'w>(
+    cx: &mut Cx<'_, 'w>,
+    x: &mut Var<'w>,
+    input: &Var<'w>,
+    layer: &'w Linear,
+) -> Result<bool> {
+    let Mode::Serve { exact } = cx.mode else { return Ok(false) };
+    let can = layer.active(cx).is_empty()
+        && x.rows.dtype() == DType::F32
+        && x.rows.is_unique()
+        && linear::adds(cx.device, cx.params, &layer.w)?;
+    if can {
+        let bias = layer.bias.as_ref().map(|bias| bias.floats(cx.params));
+        let out = x.rows.floats_mut();
+        let one = Served { w: &layer.w, bias, adapter: None, out, acc: true };
+        let (rows, m) = (input.rows.floats(), input.rows.rows());
+        linear::serve(cx.device, cx.scratch, cx.params, rows, m, exact, [one])?;
+    }
+    Ok(can)
+}
+
+/// `silu(gate x) * (up x)`, [m, hidden]: while serving in one kernel where the device has one for
+/// these weights, which rounds neither product.
+///
+/// # Errors
+/// As [`linear`].
+pub fn gated<'w>(cx: &mut Cx<'_, 'w>, x: Var<'w>, [gate, up]: [&'w Linear; 2]) -> Result<Var<'w>> {
+    if let Mode::Serve { exact } = cx.mode {
+        let plain = |layer: &Linear| layer.bias.is_none() && layer.active(cx).is_empty();
+        let weights = [&gate.w, &up.w];
+        if plain(gate) && plain(up) && linear::gates(cx.device, cx.params, exact, weights)? {
+            let m = x.rows.rows();
+            let mut out = cx.take(m, gate.w.n)?;
+            let (to, rows) = (out.floats_mut(), x.rows.floats());
+            linear::gated(cx.device, cx.params, to, rows, m, weights)?;
+            return Ok(Var::fixed(out));
+        }
+    }
+    let [gate, up] = linears(cx, &x, [gate, up])?;
+    drop(x);
+    swiglu(cx, gate, up)
 }
 
 fn serve(
@@ -107,30 +186,42 @@ fn serve(
 ) -> Result<()> {
     let m = x.rows();
     for (layers, outs) in layers.chunks(3).zip(outs.chunks_mut(3)) {
+        // The first adapter of a layer, if its product takes it along.
+        let mut adapters = [None; 3];
+        for (adapter, layer) in adapters.iter_mut().zip(layers) {
+            let first = layer.active(cx).first().map(Lora::adapter);
+            if let Some(first) = first
+                && linear::takes_adapter(cx.device, cx.params, exact, &layer.w, &first)?
+            {
+                *adapter = Some(first);
+            }
+        }
         let (device, params, scratch) = (cx.device, cx.params, &mut *cx.scratch);
-        let x = x.floats();
-        match (layers, &mut outs[..]) {
-            ([a], [x0]) => {
-                let list = [of(a, x0)];
-                products(device, scratch, params, x, m, exact, list)?;
+        let rows = x.floats();
+        let of = |at: usize, out| {
+            let Linear { w, bias, .. } = layers[at];
+            let bias = bias.as_ref().map(|bias| bias.floats(params));
+            Served { w, bias, adapter: adapters[at], out, acc: false }
+        };
+        match &mut outs[..] {
+            [a] => {
+                let list = [of(0, a.floats_mut())];
+                linear::serve(device, scratch, params, rows, m, exact, list)?;
             }
-            ([a, b], [x0, x1]) => {
-                let list = [of(a, x0), of(b, x1)];
-                products(device, scratch, params, x, m, exact, list)?;
+            [a, b] => {
+                let list = [of(0, a.floats_mut()), of(1, b.floats_mut())];
+                linear::serve(device, scratch, params, rows, m, exact, list)?;
             }
-            ([a, b, c], [x0, x1, x2]) => {
-                let list = [of(a, x0), of(b, x1), of(c, x2)];
-                products(device, scratch, params, x, m, exact, list)?;
+            [a, b, c] => {
+                let list = [of(0, a.floats_mut()), of(1, b.floats_mut()), of(2, c.floats_mut())];
+                linear::serve(device, scratch, params, rows, m, exact, list)?;
             }
             _ => {}
         }
-    }
-    for (layer, out) in layers.iter().zip(outs) {
-        if let Some(bias) = &layer.bias {
-            rows::add_bias_acc(cx.device, out.floats_mut(), bias.floats(cx.params))?;
-        }
-        for lora in layer.active(cx) {
-            lora.serve(cx, out, x, exact)?;
+        for ((layer, out), adapter) in layers.iter().zip(outs).zip(adapters) {
+            for lora in &layer.active(cx)[usize::from(adapter.is_some())..] {
+                lora.serve(cx, out, x, exact)?;
+            }
         }
     }
     Ok(())
@@ -143,13 +234,19 @@ fn train<'w>(
     layer: &'w Linear,
     out: &mut Rows,
 ) -> Result<Option<NodeId>> {
-    let (precision, w) = (cx.precision(), weight(&layer.w, cx.params)?.t());
-    gemm(cx.device, cx.scratch, precision, out.floats_mut(), false, 1.0, factor(&x.rows), w)?;
-    if let Some(bias) = &layer.bias {
-        rows::add_bias_acc(cx.device, out.floats_mut(), bias.floats(cx.params))?;
-    }
+    let (precision, loras) = (cx.precision(), layer.active(cx));
+    // An adapter that drops inputs sees other rows than the weight.
+    let first = loras.first().filter(|lora| !lora.drops(cx));
     let mut us = Vec::new();
-    for lora in layer.active(cx) {
+    if let Some(lora) = first {
+        us.push(cx.take_f32(x.rows.rows(), lora.a.n)?);
+    }
+    let (device, params) = (cx.device, cx.params);
+    let mut with = Training { device, scratch: cx.scratch, params, precision };
+    let bias = layer.bias.as_ref().map(|bias| bias.floats(params));
+    let adapter = first.map(Lora::adapter).zip(us.first_mut());
+    linear::forward(&mut with, out.floats_mut(), &x.rows, &layer.w, bias, adapter)?;
+    for lora in &loras[us.len()..] {
         let u = lora.inner(cx, &x.rows)?;
         lora.add(cx, out, &u)?;
         if cx.is_recording() {
@@ -193,13 +290,14 @@ impl<'w> Backward<'w> for LinearNode<'w> {
         dout: Rows,
     ) -> Result<()> {
         let LinearNode { layer, x: node, kept, us, dropout } = *self;
-        let (m, precision) = (dout.rows(), cx.precision());
+        let precision = cx.precision();
         if let Some(id) = layer.bias.as_ref().and_then(Vector::param)
             && let Some(grads) = cx.grads.as_deref_mut()
         {
             rows::bias_bwd_acc(cx.device, grads.get_mut(id), dout.floats())?;
         }
         let x = kept.map(|kept| kept.rows(cx)).transpose()?;
+        let dout = linear::derivative(cx.device, cx.pool, precision, dout)?;
         if let (Some(id), Some(x)) = (layer.w.param(), &x)
             && let Some(grads) = cx.grads.as_deref_mut()
         {
@@ -207,19 +305,55 @@ impl<'w> Backward<'w> for LinearNode<'w> {
             let dw = grads.get_mut(id);
             gemm(cx.device, cx.scratch, precision, dw, true, 1.0, factor(&dout).t(), factor(x))?;
         }
-        if let Some(node) = node {
-            // dx += dout w
-            let (mut dx, acc) = adjoints.target(cx, node, m, layer.w.k)?;
-            let w = weight(&layer.w, cx.params)?;
-            gemm(cx.device, cx.scratch, precision, dx.floats_mut(), acc, 1.0, factor(&dout), w)?;
+        let outer = std::mem::replace(&mut cx.dropout, dropout);
+        let done = backward(cx, adjoints, layer, &dout, x.as_ref(), &us, node);
+        cx.dropout = outer;
+        done
+    }
+}
+
+/// The derivatives of a layer's input and of its adapters.
+fn backward(
+    cx: &mut Cx<'_, '_>,
+    adjoints: &mut Adjoints,
+    layer: &Linear,
+    dout: &Rows,
+    x: Option<&Rows>,
+    us: &[Rows],
+    node: Option<NodeId>,
+) -> Result<()> {
+    let (m, precision, k) = (dout.rows(), cx.precision(), layer.w.k);
+    if let ([lora], [u], Some(x)) = (&layer.loras[..], us, x)
+        && let Some(ids) = lora.params()
+        && !lora.drops(cx)
+        && cx.grads.is_some()
+    {
+        let mut dx = node.map(|node| adjoints.target(cx, node, m, k)).transpose()?;
+        let mut du = lora.inner_derivative(cx, m)?;
+        if let Some(grads) = cx.grads.as_deref_mut() {
+            let [da, db] = grads.pair_mut(ids);
+            let dx = dx.as_mut().map(|(dx, acc)| (dx.floats_mut(), *acc));
+            let (device, params) = (cx.device, cx.params);
+            let mut with = Training { device, scratch: cx.scratch, params, precision };
+            let grads = Gradients { da, db, dx };
+            let of = (&layer.w, lora.adapter());
+            linear::backward(&mut with, grads, &mut du, dout, [x, u], of)?;
+        }
+        if let (Some(node), Some((dx, _))) = (node, dx) {
             adjoints.put(node, dx);
         }
-        // An adapter that is not trained still passes the derivative of its input on.
-        let outer = std::mem::replace(&mut cx.dropout, dropout);
-        for (lora, u) in layer.loras.iter().zip(&us) {
-            lora.backward(cx, adjoints, &dout, x.as_ref(), u, node)?;
-        }
-        cx.dropout = outer;
-        Ok(())
+        return Ok(());
     }
+    if let Some(node) = node {
+        // dx += dout w
+        let (mut dx, acc) = adjoints.target(cx, node, m, k)?;
+        let w = weight(&layer.w, cx.params, precision)?;
+        gemm(cx.device, cx.scratch, precision, dx.floats_mut(), acc, 1.0, factor(dout), w)?;
+        adjoints.put(node, dx);
+    }
+    // An adapter that is not trained still passes the derivative of its input on.
+    for (lora, u) in layer.loras.iter().zip(us) {
+        lora.backward(cx, adjoints, dout, x, u, node)?;
+    }
+    Ok(())
 }

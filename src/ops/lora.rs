@@ -3,9 +3,10 @@
 
 use crate::autograd::{Adjoints, Cx, Dropout, NodeId};
 use crate::error::Result;
-use crate::kernels::matmul::{Product, factor, gemm, products, weight};
+use crate::kernels::linear::{self, Adapter, weight};
+use crate::kernels::matmul::{Product, factor, gemm, products};
 use crate::kernels::rows::{self, Mask};
-use crate::tensor::{Matrix, Rows};
+use crate::tensor::{Matrix, ParamId, Rows};
 
 /// One adapter of one linear layer.
 pub struct Lora {
@@ -27,6 +28,26 @@ impl Lora {
         self.a.param().is_some()
     }
 
+    /// The parameters that its matrices are, if an optimiser owns them.
+    pub(super) fn params(&self) -> Option<[ParamId; 2]> {
+        Some([self.a.param()?, self.b.param()?])
+    }
+
+    /// What kernels are told of it.
+    pub(super) fn adapter(&self) -> Adapter<'_> {
+        Adapter { a: &self.a, b: &self.b, scale: self.scale }
+    }
+
+    /// Whether inputs are dropped in this pass.
+    pub(super) fn drops(&self, cx: &Cx<'_, '_>) -> bool {
+        self.mask(cx).is_some()
+    }
+
+    /// Room for the derivative of `dropout(x) aᵀ` [m, r].
+    pub(super) fn inner_derivative(&self, cx: &Cx<'_, '_>, m: usize) -> Result<Rows> {
+        cx.pool.take(linear::derivative_dtype(cx.device, cx.precision()), m, self.a.n)
+    }
+
     /// This pass's mask; `None` where nothing is dropped.
     fn mask(&self, cx: &Cx<'_, '_>) -> Option<Mask> {
         let Dropout { key, first_row, .. } = cx.dropout.filter(|_| self.dropout > 0.0)?;
@@ -46,14 +67,16 @@ impl Lora {
     pub(super) fn inner(&self, cx: &mut Cx<'_, '_>, x: &Rows) -> Result<Rows> {
         let x = self.dropped(cx, x)?;
         let mut u = cx.take_f32(x.rows(), self.a.n)?;
-        let (precision, a) = (cx.precision(), weight(&self.a, cx.params)?.t());
+        let precision = cx.precision();
+        let a = weight(&self.a, cx.params, precision)?.t();
         gemm(cx.device, cx.scratch, precision, u.floats_mut(), false, 1.0, factor(&x), a)?;
         Ok(u)
     }
 
     /// Adds `scale u bᵀ` to `y` [m, out] in a training pass.
     pub(super) fn add(&self, cx: &mut Cx<'_, '_>, y: &mut Rows, u: &Rows) -> Result<()> {
-        let (precision, b) = (cx.precision(), weight(&self.b, cx.params)?.t());
+        let precision = cx.precision();
+        let b = weight(&self.b, cx.params, precision)?.t();
         gemm(cx.device, cx.scratch, precision, y.floats_mut(), true, self.scale, factor(u), b)
     }
 
@@ -88,12 +111,11 @@ impl Lora {
     ) -> Result<()> {
         let (m, precision) = (dout.rows(), cx.precision());
         // du = scale * dout b
-        let mut du = cx.take_f32(m, self.a.n)?;
-        let b = weight(&self.b, cx.params)?;
+        let mut du = self.inner_derivative(cx, m)?;
+        let b = weight(&self.b, cx.params, precision)?;
         let out = du.floats_mut();
         gemm(cx.device, cx.scratch, precision, out, false, self.scale, factor(dout), b)?;
-        let ids = self.a.param().zip(self.b.param());
-        if let (Some((a, b)), Some(x), Some(grads)) = (ids, x, cx.grads.as_deref_mut()) {
+        if let (Some([a, b]), Some(x), Some(grads)) = (self.params(), x, cx.grads.as_deref_mut()) {
             // db += scale * doutᵀ u
             let (db, dout) = (grads.get_mut(b), factor(dout).t());
             gemm(cx.device, cx.scratch, precision, db, true, self.scale, dout, factor(u))?;
@@ -107,7 +129,7 @@ impl Lora {
         let Some(node) = node else { return Ok(()) };
         // dx += mask(du a)
         let k = self.a.k;
-        let a = weight(&self.a, cx.params)?;
+        let a = weight(&self.a, cx.params, precision)?;
         let (mut dx, acc) = adjoints.target(cx, node, m, k)?;
         match self.mask(cx) {
             None => {

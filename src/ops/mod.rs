@@ -22,7 +22,7 @@ pub use attention::attention_prepared;
 pub use attention::{CachedRows, Heads, attention, attention_cached};
 pub use cross_entropy::{Loss, chunk_rows, cross_entropy, log_probs, log_probs_backward};
 pub use embedding::embedding;
-pub use linear::{Linear, last_linear, linear, linears};
+pub use linear::{Linear, gated, last_linear, last_linear_add, linear, linear_add, linears};
 pub use lora::Lora;
 pub use rms_norm::rms_norm;
 pub use rope::rope;

@@ -3,7 +3,8 @@
 use super::cross_entropy::Given;
 use crate::autograd::{Cx, NodeId, Var};
 use crate::error::Result;
-use crate::kernels::matmul::{Factor, factor, gemm, weight};
+use crate::kernels::linear::weight;
+use crate::kernels::matmul::{Factor, factor, gemm};
 use crate::tensor::Matrix;
 
 /// `x headᵀ` of `x` [m, dim] and `head` [1, dim], one number a row; nothing is recorded.
@@ -14,7 +15,8 @@ pub fn score<'w>(cx: &mut Cx<'_, 'w>, x: &Var<'w>, head: &'w Matrix) -> Result<V
     let [m, dim] = x.rows.dims2();
     let precision = cx.precision();
     let mut out = cx.take_f32(m, 1)?;
-    let (rows, w) = (Factor::plain(x.rows.floats(), m, dim), weight(head, cx.params)?.t());
+    let (rows, w) =
+        (Factor::plain(x.rows.floats(), m, dim), weight(head, cx.params, precision)?.t());
     gemm(cx.device, cx.scratch, precision, out.floats_mut(), false, 1.0, rows, w)?;
     Ok(out.read(&mut vec![])?.to_vec())
 }
@@ -43,7 +45,7 @@ pub fn score_backward<'w>(
     }
     let Some(node) = x.node.filter(|_| cx.is_recording()) else { return Ok(None) };
     let mut dx = cx.take_f32(m, dim)?;
-    let w = weight(head, cx.params)?;
+    let w = weight(head, cx.params, precision)?;
     gemm(cx.device, cx.scratch, precision, dx.floats_mut(), false, 1.0, factor(&dout), w)?;
     Ok(cx.push(Given { x: node, dx }))
 }

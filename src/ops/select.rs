@@ -2,31 +2,32 @@
 
 use crate::autograd::{Adjoints, Backward, Cx, NodeId, Var};
 use crate::error::Result;
-use crate::kernels::{Listed, rows};
+use crate::kernels::rows::{self, Selection};
 use crate::tensor::Rows;
+use std::sync::Arc;
 
-/// `x[keep]`, [keep, width]; `keep` is ascending.
+/// `x[keep]`, [keep.len(), width].
 ///
 /// # Errors
 /// Of the device.
 ///
 /// # Panics
 /// When an index is outside.
-pub fn select<'w>(cx: &mut Cx<'_, 'w>, x: Var<'w>, keep: Listed<'_, usize>) -> Result<Var<'w>> {
+pub fn select<'w>(cx: &mut Cx<'_, 'w>, x: Var<'w>, keep: &Arc<Selection>) -> Result<Var<'w>> {
     let [m, width] = x.rows.dims2();
-    if keep.list.len() == m {
+    if keep.len() == m {
         return Ok(x);
     }
-    let mut out = cx.pool.take(x.rows.dtype(), keep.list.len(), width)?;
+    let mut out = cx.pool.take(x.rows.dtype(), keep.len(), width)?;
     rows::select(cx.device, out.floats_mut(), x.rows.floats(), keep, width)?;
-    let node = x.node.and_then(|x| cx.push(Select { x, m, keep: keep.list.to_vec() }));
+    let node = x.node.and_then(|x| cx.push(Select { x, m, keep: Arc::clone(keep) }));
     Ok(Var::new(out, node))
 }
 
 struct Select {
     x: NodeId,
     m: usize,
-    keep: Vec<usize>,
+    keep: Arc<Selection>,
 }
 
 impl<'w> Backward<'w> for Select {

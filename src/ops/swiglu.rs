@@ -2,6 +2,7 @@
 
 use crate::autograd::{Adjoints, Backward, Cx, NodeId, Saved, Var};
 use crate::error::Result;
+use crate::kernels::linear::derivative_dtype;
 use crate::kernels::rows;
 use crate::tensor::Rows;
 
@@ -36,7 +37,10 @@ impl<'w> Backward<'w> for SwiGlu<'w> {
     ) -> Result<()> {
         let SwiGlu { gate, up } = *self;
         let [m, hidden] = gate.rows.dims2();
-        let (mut dgate, mut dup) = (cx.take_f32(m, hidden)?, cx.take_f32(m, hidden)?);
+        // Only the layers of gate and up read them.
+        let dtype = derivative_dtype(cx.device, cx.precision());
+        let take = || cx.pool.take(dtype, m, hidden);
+        let (mut dgate, mut dup) = (take()?, take()?);
         let outs = [dgate.floats_mut(), dup.floats_mut()];
         let (g, u) = (gate.rows.floats(), up.rows.floats());
         rows::swiglu_bwd(cx.device, outs, dout.floats(), g, u, hidden)?;

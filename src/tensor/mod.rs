@@ -12,7 +12,7 @@ mod view;
 #[cfg(feature = "cuda")]
 pub use cuda_matrix::CudaMatrix;
 pub use matrix::{Bytes, Matrix, MatrixData, Vector};
-pub use params::{Grads, Param, ParamId, Params};
+pub use params::{Grads, Low, Param, ParamId, Params};
 pub use puna_cpu::buffer::Buffer;
 pub use rows::{DType, Pool, Rows, size_class};
 pub use values::{Halves, Home, Number, Numbers, Values};

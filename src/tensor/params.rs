@@ -25,9 +25,48 @@ pub struct Param {
     pub decay: bool,
     /// The values that the optimiser updates.
     pub value: Values,
-    /// What products use when training computes in bf16: `value` rounded, and at home where that
-    /// is. `None` in f32.
-    pub low: Option<Halves>,
+    /// `value` rounded to bf16, beside it, for products on a GPU that would round it every time;
+    /// `None` where products do that by themselves, or compute in f32.
+    pub low: Option<Low>,
+}
+
+/// A parameter's bf16 copy, and of which content.
+#[derive(Debug)]
+pub struct Low {
+    halves: Halves,
+    /// [`Values::version`] of what was rounded.
+    of: u64,
+}
+
+impl Low {
+    /// Room for a copy, which is none yet.
+    ///
+    /// # Errors
+    /// When a GPU has no room.
+    pub fn new(value: &Values) -> Result<Low> {
+        Ok(Low { halves: Halves::zeros(&value.home(), value.len())?, of: u64::MAX })
+    }
+}
+
+impl Param {
+    /// The value rounded to bf16, unless there is no such copy or the value has changed since.
+    pub fn low(&self) -> Option<&Halves> {
+        let low = self.low.as_ref()?;
+        (low.of == self.value.version()).then_some(&low.halves)
+    }
+
+    /// The value, and where its roundings go: for a kernel that writes both, after which it says
+    /// [`Param::low_is_new`].
+    pub fn both_mut(&mut self) -> (&mut Values, Option<&mut Halves>) {
+        (&mut self.value, self.low.as_mut().map(|low| &mut low.halves))
+    }
+
+    /// The copy, if there is one, was just made of the value as it is.
+    pub fn low_is_new(&mut self) {
+        if let Some(low) = &mut self.low {
+            low.of = self.value.version();
+        }
+    }
 }
 
 /// All parameters of a run, in a fixed order.
@@ -76,6 +115,15 @@ impl Grads {
     /// When the id comes from other parameters.
     pub fn get_mut(&mut self, id: ParamId) -> FloatsMut<'_> {
         self.0[id.index()].floats_mut()
+    }
+
+    /// The gradients of two parameters.
+    ///
+    /// # Panics
+    /// When an id comes from other parameters, or both are one.
+    pub fn pair_mut(&mut self, [a, b]: [ParamId; 2]) -> [FloatsMut<'_>; 2] {
+        let both = self.0.get_disjoint_mut([a.index(), b.index()]);
+        both.expect("ids of two of these parameters").map(Values::floats_mut)
     }
 
     /// Sets all to zero, for the next step.

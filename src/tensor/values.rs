@@ -99,7 +99,10 @@ enum Data<T: Number> {
 
 /// A fixed number of elements, wherever they live.
 #[derive(Debug)]
-pub struct Numbers<T: Number>(Data<T>);
+pub struct Numbers<T: Number> {
+    data: Data<T>,
+    version: u64,
+}
 
 /// Numbers of a parameter, a gradient or a moment.
 pub type Values = Numbers<f32>;
@@ -107,12 +110,27 @@ pub type Values = Numbers<f32>;
 pub type Halves = Numbers<bf16>;
 
 impl<T: Number> Numbers<T> {
+    fn of(data: Data<T>) -> Self {
+        Numbers { data, version: 0 }
+    }
+
+    /// Rises whenever the numbers may have changed.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// What is about to change.
+    fn data_mut(&mut self) -> &mut Data<T> {
+        self.version += 1;
+        &mut self.data
+    }
+
     /// `len` zeros.
     ///
     /// # Errors
     /// When a GPU has no room for them, or failed.
     pub fn zeros(home: &Home, len: usize) -> Result<Self> {
-        Ok(Numbers(match home {
+        Ok(Numbers::of(match home {
             Home::Host => Data::Host(Buffer::zeroed(len)),
             #[cfg(feature = "cuda")]
             Home::Cuda(gpu) => {
@@ -128,7 +146,7 @@ impl<T: Number> Numbers<T> {
     /// # Errors
     /// As [`Numbers::zeros`].
     pub fn from_host(home: &Home, buffer: Buffer<T>) -> Result<Self> {
-        Ok(Numbers(match home {
+        Ok(Numbers::of(match home {
             Home::Host => Data::Host(buffer),
             #[cfg(feature = "cuda")]
             Home::Cuda(gpu) => Data::Cuda(gpu.upload(&buffer)?, Arc::clone(gpu)),
@@ -137,7 +155,7 @@ impl<T: Number> Numbers<T> {
 
     /// Where they live, for what is to live beside them.
     pub fn home(&self) -> Home {
-        match &self.0 {
+        match &self.data {
             Data::Host(_) => Home::Host,
             #[cfg(feature = "cuda")]
             Data::Cuda(_, gpu) => Home::Cuda(Arc::clone(gpu)),
@@ -146,7 +164,7 @@ impl<T: Number> Numbers<T> {
 
     /// How many.
     pub fn len(&self) -> usize {
-        match &self.0 {
+        match &self.data {
             Data::Host(x) => x.len(),
             #[cfg(feature = "cuda")]
             Data::Cuda(x, _) => x.len(),
@@ -160,7 +178,7 @@ impl<T: Number> Numbers<T> {
 
     /// All of them, for a kernel.
     pub fn floats(&self) -> Floats<'_> {
-        match &self.0 {
+        match &self.data {
             Data::Host(x) => Floats::Host(T::host(x)),
             #[cfg(feature = "cuda")]
             Data::Cuda(x, _) => Floats::Cuda(T::cuda(x.slice())),
@@ -169,7 +187,7 @@ impl<T: Number> Numbers<T> {
 
     /// All of them, for a kernel that writes.
     pub fn floats_mut(&mut self) -> FloatsMut<'_> {
-        match &mut self.0 {
+        match self.data_mut() {
             Data::Host(x) => FloatsMut::Host(T::host_mut(x)),
             #[cfg(feature = "cuda")]
             Data::Cuda(x, _) => FloatsMut::Cuda(T::cuda_mut(x.slice_mut())),
@@ -178,7 +196,7 @@ impl<T: Number> Numbers<T> {
 
     /// Those of the machine's memory.
     pub fn host(&self) -> Option<&[T]> {
-        match &self.0 {
+        match &self.data {
             Data::Host(x) => Some(x),
             #[cfg(feature = "cuda")]
             Data::Cuda(..) => None,
@@ -187,7 +205,7 @@ impl<T: Number> Numbers<T> {
 
     /// Those of the machine's memory, to write.
     pub fn host_mut(&mut self) -> Option<&mut [T]> {
-        match &mut self.0 {
+        match self.data_mut() {
             Data::Host(x) => Some(x),
             #[cfg(feature = "cuda")]
             Data::Cuda(..) => None,
@@ -197,7 +215,7 @@ impl<T: Number> Numbers<T> {
     /// Those of a CUDA device.
     #[cfg(feature = "cuda")]
     pub fn cuda(&self) -> Option<DeviceSlice<'_, T>> {
-        match &self.0 {
+        match &self.data {
             Data::Host(_) => None,
             Data::Cuda(x, _) => Some(x.slice()),
         }
@@ -206,7 +224,7 @@ impl<T: Number> Numbers<T> {
     /// Those of a CUDA device, to write.
     #[cfg(feature = "cuda")]
     pub fn cuda_mut(&mut self) -> Option<DeviceSliceMut<'_, T>> {
-        match &mut self.0 {
+        match self.data_mut() {
             Data::Host(_) => None,
             Data::Cuda(x, _) => Some(x.slice_mut()),
         }
@@ -217,7 +235,7 @@ impl<T: Number> Numbers<T> {
     /// # Errors
     /// When a GPU failed.
     pub fn read(&self) -> Result<Cow<'_, [T]>> {
-        match &self.0 {
+        match &self.data {
             Data::Host(x) => Ok(Cow::Borrowed(x)),
             #[cfg(feature = "cuda")]
             Data::Cuda(x, gpu) => {
@@ -237,7 +255,7 @@ impl<T: Number> Numbers<T> {
     /// When the range is not inside.
     pub fn read_range(&self, range: Range<usize>, out: &mut [T]) -> Result<()> {
         expect_len(out.len(), range.len())?;
-        match &self.0 {
+        match &self.data {
             Data::Host(x) => {
                 out.copy_from_slice(&x[range]);
                 Ok(())
@@ -253,7 +271,7 @@ impl<T: Number> Numbers<T> {
     /// When `from` has another length, or a GPU failed.
     pub fn write(&mut self, from: &[T]) -> Result<()> {
         expect_len(from.len(), self.len())?;
-        match &mut self.0 {
+        match self.data_mut() {
             Data::Host(x) => {
                 x.copy_from_slice(from);
                 Ok(())
@@ -281,7 +299,7 @@ impl<T: Number> Numbers<T> {
     /// # Errors
     /// When a GPU failed.
     pub fn clear(&mut self) -> Result<()> {
-        match &mut self.0 {
+        match self.data_mut() {
             Data::Host(x) => {
                 x.fill(T::default());
                 Ok(())
@@ -294,7 +312,7 @@ impl<T: Number> Numbers<T> {
 
 impl<T: Number> From<Buffer<T>> for Numbers<T> {
     fn from(buffer: Buffer<T>) -> Self {
-        Numbers(Data::Host(buffer))
+        Numbers::of(Data::Host(buffer))
     }
 }
 
@@ -343,6 +361,10 @@ mod tests {
                 assert!(values.write(wrong).unwrap_err().to_string().contains("wanted 5"));
             }
             assert!(values.read_range(0..3, &mut part).is_err());
+            let version = values.version();
+            assert!(values.host().is_none_or(|x| x.len() == 5) && values.version() == version);
+            values.floats_mut();
+            assert!(values.version() > version);
             values.clear().unwrap();
             assert_eq!(*values.read().unwrap(), [0.0; 5]);
             let beside = Values::zeros(&values.home(), 0).unwrap();

@@ -5,8 +5,7 @@ use crate::format::FileDType;
 use crate::format::mmap::Access;
 use crate::format::safetensors;
 use crate::format::safetensors_write::{SafetensorsWriter, TensorSpec};
-use crate::tensor::{Param, Params, Values};
-use half::bf16;
+use crate::tensor::{Params, Values};
 use std::path::Path;
 
 /// Numbers converted at a time.
@@ -93,7 +92,7 @@ pub fn write_params(path: &Path, params: &Params) -> Result<()> {
     write(path, &views)
 }
 
-/// Reads them back, and rounds them again where products use bf16.
+/// Reads them back.
 ///
 /// # Errors
 /// As [`read`]; a parameter that is missing, unknown, or of another shape.
@@ -107,17 +106,8 @@ pub fn read_params(path: &Path, params: &mut Params) -> Result<()> {
         if param.shape != shape {
             return refuse(format!("shape {shape:?}, wanted {:?}", param.shape));
         }
-        let Param { value, low, .. } = param;
-        value.change(fill)?;
-        if let Some(low) = low {
-            let value = value.read()?;
-            low.change(|low| {
-                for (low, value) in low.iter_mut().zip(value.iter()) {
-                    *low = bf16::from_f32(*value);
-                }
-                Ok(())
-            })?;
-        }
+        // A copy in bf16 is then none of it, and made anew by the next pass.
+        param.value.change(fill)?;
         n_read += 1;
         Ok(())
     })?;

@@ -18,4 +18,6 @@ mod rms_norm;
 mod rope;
 mod sample;
 mod serve;
+mod serving;
+mod steps;
 mod swiglu;

@@ -20,22 +20,21 @@ const VOCAB: f64 = 149.0;
 /// Two sequences that end inside tiles.
 const SPANS: [usize; 2] = [21, 12];
 
-fn full() -> TuneMethod {
+pub fn full() -> TuneMethod {
     TuneMethod::Full
 }
 
 fn lora() -> TuneMethod {
-    let spec = LoraSpec {
-        r: 4,
-        alpha: 8.0,
-        dropout: 0.25,
-        targets: LoraTarget::ALL.to_vec(),
-        use_rslora: false,
-    };
+    adapters(4, 0.25)
+}
+
+fn adapters(r: usize, dropout: f32) -> TuneMethod {
+    let spec =
+        LoraSpec { r, alpha: 8.0, dropout, targets: LoraTarget::ALL.to_vec(), use_rslora: false };
     TuneMethod::Lora { spec, adapter: None }
 }
 
-fn options(method: TuneMethod, precision: Precision, checkpointing: bool) -> TuneOptions {
+pub fn options(method: TuneMethod, precision: Precision, checkpointing: bool) -> TuneOptions {
     TuneOptions {
         threads: 1,
         precision,
@@ -56,14 +55,14 @@ fn both(model: &str, options: &TuneOptions) -> Option<[TuneModel; 2]> {
     Some([TuneModel::open(&path, options).unwrap(), on_gpu])
 }
 
-struct Batch {
+pub struct Batch {
     ids: Vec<u32>,
     labels: Vec<Option<u32>>,
 }
 
 impl Batch {
     /// Any tokens; some are not scored.
-    fn new(seed: u64) -> Batch {
+    pub fn new(seed: u64) -> Batch {
         let mut rng = Rng::new(seed, 0);
         let n: usize = SPANS.iter().sum();
         let ids: Vec<u32> = (0..n).map(|_| (rng.uniform() * VOCAB) as u32).collect();
@@ -73,7 +72,7 @@ impl Batch {
         Batch { ids, labels }
     }
 
-    fn slice(&self) -> Slice<'_> {
+    pub fn slice(&self) -> Slice<'_> {
         Slice { ids: &self.ids, labels: &self.labels, spans: &SPANS, sources: &[] }
     }
 }
@@ -164,6 +163,9 @@ fn gradients_of_adapters_are_those_of_the_cpu() {
 fn gradients_in_bf16_are_as_near_to_those_in_f32_as_the_cpu_s() {
     compare_low("mini-gqa", full(), 2.0);
     compare_low("mini-mha", lora(), 2.0);
+    // Of ranks that the fused kernels take (tests/cuda_vs_cpu/steps.rs sees that they do).
+    compare_low("mini-mha", adapters(8, 0.0), 2.0);
+    compare_low("mini-mha", adapters(16, 0.0), 2.0);
 }
 
 #[test]

@@ -290,7 +290,7 @@ fn select_and_checkpoint() {
             }),
         )
         .unwrap();
-        ops::select(cx, y, [1, 2, 5][..].into()).unwrap()
+        ops::select(cx, y, &Arc::new(vec![1, 2, 5].into())).unwrap()
     });
 }
 

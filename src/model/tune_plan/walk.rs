@@ -4,6 +4,7 @@
 
 use super::ledger::{Block, Ledger};
 use crate::format::peft::Target;
+use crate::kernels::loss::HOST_LOGIT_BYTES;
 use crate::model::config::Config;
 use crate::ops::chunk_rows;
 use crate::tensor::DType;
@@ -275,7 +276,7 @@ impl<'a> Walk<'a> {
 
     fn cross_entropy(&mut self, x: &Var) -> Node {
         let ([m, dim], vocab) = (x.rows.dims2(), self.config.vocab_size);
-        let chunk = chunk_rows(vocab).min(m.max(1));
+        let chunk = chunk_rows(HOST_LOGIT_BYTES, vocab).min(m.max(1));
         let dx = x.node.map(|_| self.f32(m, dim));
         let _logits = self.f32(chunk, vocab);
         match (x.node, dx) {

@@ -6,7 +6,7 @@ use super::{OptimArgs, Optimizer, StateEntry};
 use crate::error::Result;
 use crate::kernels::Device;
 use crate::kernels::optim::{self, AdamW, AdamWTensor};
-use crate::tensor::{Grads, Params, Values};
+use crate::tensor::{Grads, Param, Params, Values};
 
 /// AdamW's settings and its two moments for each weight.
 pub struct AdamWState {
@@ -53,24 +53,30 @@ impl Optimizer for AdamWState {
         let tensors = params.0.iter_mut().zip(&grads.0).zip(moments);
         optim::adamw(
             device,
-            tensors.map(|((param, grad), (m, v))| AdamWTensor {
-                hyper: AdamW {
-                    lr: f64::from(lr),
-                    beta1,
-                    beta2,
-                    eps,
-                    weight_decay: if param.decay || decay_all { weight_decay } else { 0.0 },
-                    bias_correction1: 1.0 - beta1.powf(t),
-                    bias_correction2: 1.0 - beta2.powf(t),
-                    grad_scale,
-                },
-                value: &mut param.value,
-                low: param.low.as_mut(),
-                m,
-                v,
-                grad,
+            tensors.map(|((param, grad), (m, v))| {
+                let weight_decay = if param.decay || decay_all { weight_decay } else { 0.0 };
+                let (value, low) = param.both_mut();
+                AdamWTensor {
+                    hyper: AdamW {
+                        lr: f64::from(lr),
+                        beta1,
+                        beta2,
+                        eps,
+                        weight_decay,
+                        bias_correction1: 1.0 - beta1.powf(t),
+                        bias_correction2: 1.0 - beta2.powf(t),
+                        grad_scale,
+                    },
+                    value,
+                    low,
+                    m,
+                    v,
+                    grad,
+                }
             }),
-        )
+        )?;
+        params.0.iter_mut().for_each(Param::low_is_new);
+        Ok(())
     }
 
     fn state(&self) -> Vec<StateEntry<&Values>> {

@@ -6,7 +6,7 @@ use super::{OptimArgs, Optimizer, StateEntry};
 use crate::error::Result;
 use crate::kernels::Device;
 use crate::kernels::optim::{self, Sgd, SgdTensor};
-use crate::tensor::{Grads, Params, Values};
+use crate::tensor::{Grads, Param, Params, Values};
 
 /// The settings, and the momentum of each weight unless its factor is 0.
 pub struct SgdState {
@@ -52,19 +52,20 @@ impl Optimizer for SgdState {
         let tensors = params.0.iter_mut().zip(&grads.0);
         optim::sgd(
             device,
-            tensors.map(|(param, grad)| SgdTensor {
-                hyper: Sgd {
-                    lr: f64::from(lr),
-                    momentum,
-                    weight_decay: if param.decay || decay_all { weight_decay } else { 0.0 },
-                    grad_scale,
-                },
-                value: &mut param.value,
-                low: param.low.as_mut(),
-                momentum: buffers.as_mut().and_then(|all| all.next()),
-                grad,
+            tensors.map(|(param, grad)| {
+                let weight_decay = if param.decay || decay_all { weight_decay } else { 0.0 };
+                let (value, low) = param.both_mut();
+                SgdTensor {
+                    hyper: Sgd { lr: f64::from(lr), momentum, weight_decay, grad_scale },
+                    value,
+                    low,
+                    momentum: buffers.as_mut().and_then(|all| all.next()),
+                    grad,
+                }
             }),
-        )
+        )?;
+        params.0.iter_mut().for_each(Param::low_is_new);
+        Ok(())
     }
 
     fn state(&self) -> Vec<StateEntry<&Values>> {

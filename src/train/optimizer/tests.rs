@@ -2,7 +2,7 @@
 //! a later run.
 
 use super::*;
-use crate::tensor::{Buffer, Number, Numbers, Param};
+use crate::tensor::{Buffer, Low, Number, Numbers, Param};
 
 /// Sizes with one chunk of work, several, and an odd rest; the last is marked for no decay.
 const SIZES: [usize; 4] = [5, 200_003, 1, 300];
@@ -14,13 +14,10 @@ fn wave(n: usize, phase: f32) -> Vec<f32> {
 fn params(bf16: bool) -> Params {
     let mut params = Params::default();
     for (i, n) in SIZES.into_iter().enumerate() {
-        params.push(Param {
-            name: format!("p{i}"),
-            shape: vec![n],
-            decay: i != 3,
-            value: Buffer::from_slice(&wave(n, i as f32)).into(),
-            low: bf16.then(|| Buffer::<half::bf16>::zeroed(n).into()),
-        });
+        let value = Buffer::from_slice(&wave(n, i as f32)).into();
+        let low = bf16.then(|| Low::new(&value).expect("room on the host"));
+        let (name, shape) = (format!("p{i}"), vec![n]);
+        params.push(Param { name, shape, decay: i != 3, value, low });
     }
     params
 }
@@ -121,13 +118,17 @@ fn every_optimizer_follows_its_formula_whatever_the_threads() {
 fn copies_in_bf16_are_the_weights_rounded() {
     for (name, args) in cases() {
         let mut params = params(true);
+        assert!(params.0.iter().all(|param| param.low().is_none()), "nothing is rounded yet");
         let mut optimizer = make(name, &args, &params).expect("an optimizer");
         run(optimizer.as_mut(), &mut params, 2, 0);
         for param in &params.0 {
-            let low = param.low.as_ref().expect("made with copies");
+            let low = param.low().expect("made with copies");
             let mut pairs = host(&param.value).iter().zip(host(low));
             assert!(pairs.all(|(w, low)| half::bf16::from_f32(*w) == *low), "{name}");
         }
+        let first = &mut params.0[0];
+        first.value.clear().expect("on the host");
+        assert!(first.low().is_none(), "the copy is of other weights");
     }
 }
 
