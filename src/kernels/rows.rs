@@ -1,7 +1,7 @@
 //! Row-wise operations: normalisation, rotation, activation, addition, selection; forward beside
 //! backward. On the CPU rows are shared among the team when there are many.
 
-use super::{Cpu, Device, Floats, FloatsMut, Listed, Scratch};
+use super::{Cpu, Device, Floats, FloatsMut, Scratch};
 use crate::error::Result;
 use crate::tensor::Rows;
 use puna_cpu::floats as host;

@@ -37,7 +37,7 @@ enum Data {
     #[cfg(feature = "cuda")]
     CudaF32(DeviceBuffer<f32>, Arc<Gpu>),
     #[cfg(feature = "cuda")]
-    CudaBf16(DeviceBuffer<bf16>, Arc<Gpu>),
+    CudaBf16(DeviceBuffer<bf16>),
 }
 
 struct Slot {
@@ -56,7 +56,7 @@ impl Slot {
             #[cfg(feature = "cuda")]
             Data::CudaF32(..) => DType::F32,
             #[cfg(feature = "cuda")]
-            Data::CudaBf16(..) => DType::Bf16,
+            Data::CudaBf16(_) => DType::Bf16,
         }
     }
 }
@@ -121,7 +121,7 @@ impl Pool {
                 let len = rows * width;
                 let data = match dtype {
                     DType::F32 => Data::CudaF32(gpu.alloc(len)?, Arc::clone(gpu)),
-                    DType::Bf16 => Data::CudaBf16(gpu.alloc(len)?, Arc::clone(gpu)),
+                    DType::Bf16 => Data::CudaBf16(gpu.alloc(len)?),
                 };
                 let slot = Slot { data, class: len, rows, width, pool: Weak::new() };
                 Ok(Rows(Some(Arc::new(slot))))
@@ -148,7 +148,7 @@ impl Pool {
             #[cfg(feature = "cuda")]
             (Home::Cuda(gpu), DType::F32) => Data::CudaF32(gpu.alloc(class)?, Arc::clone(gpu)),
             #[cfg(feature = "cuda")]
-            (Home::Cuda(gpu), DType::Bf16) => Data::CudaBf16(gpu.alloc(class)?, Arc::clone(gpu)),
+            (Home::Cuda(gpu), DType::Bf16) => Data::CudaBf16(gpu.alloc(class)?),
         };
         let mut free = self.free.lock().unwrap_or_else(|poison| poison.into_inner());
         free.bytes += class * dtype.bytes();
@@ -260,7 +260,7 @@ impl Rows {
             #[cfg(feature = "cuda")]
             Data::CudaF32(x, _) => Floats::Cuda(cuda::Floats::F32(x.slice().range(0..len))),
             #[cfg(feature = "cuda")]
-            Data::CudaBf16(x, _) => Floats::Cuda(cuda::Floats::Bf16(x.slice().range(0..len))),
+            Data::CudaBf16(x) => Floats::Cuda(cuda::Floats::Bf16(x.slice().range(0..len))),
         }
     }
 
@@ -277,7 +277,7 @@ impl Rows {
             #[cfg(feature = "cuda")]
             Data::CudaF32(x, _) => FloatsMut::Cuda(cuda::FloatsMut::F32(x.slice_mut().range_mut(0..len))),
             #[cfg(feature = "cuda")]
-            Data::CudaBf16(x, _) => FloatsMut::Cuda(cuda::FloatsMut::Bf16(x.slice_mut().range_mut(0..len))),
+            Data::CudaBf16(x) => FloatsMut::Cuda(cuda::FloatsMut::Bf16(x.slice_mut().range_mut(0..len))),
         }
     }
 

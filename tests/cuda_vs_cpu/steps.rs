@@ -14,8 +14,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::model::{Batch, fixture, full, options};
-use crate::support::gpu;
+use crate::model::{Batch, full, options};
+use crate::support::{fixture, gpu};
 
 /// Its widths are multiples of 8: all that the fused kernels ask for.
 const MODEL: &str = "mini-mha";
