@@ -11,6 +11,7 @@ mod flash;
 mod harness;
 mod lora;
 mod matmul;
+mod memory;
 mod model;
 mod optim;
 mod rms_norm;
