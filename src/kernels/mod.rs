@@ -12,7 +12,7 @@ mod rotations;
 pub mod rows;
 
 pub use crate::tensor::{Floats, FloatsMut};
-pub use device::{Device, Place};
+pub use device::{Device, GpuMemory, Place};
 pub use puna_cpu::team::{Seat, Team, TeamOptions, pin_current_thread};
 
 use crate::error::{Error, Result};

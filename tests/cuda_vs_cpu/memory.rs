@@ -248,15 +248,15 @@ fn a_recording_holds_nothing_of_other_threads() {
     let Some(gpu) = gpu() else { return };
     let mut mine = gpu.upload(&[0f32; 8]).unwrap();
     let mut theirs = gpu.upload(&[0f32; 8]).unwrap();
-    let (began, begins) = std::sync::mpsc::channel::<()>();
+    let began = std::sync::Barrier::new(2);
     let graph = std::thread::scope(|scope| {
         scope.spawn(|| {
-            begins.recv().unwrap();
+            began.wait();
             // Waits for the recording, then is done at once.
             fill(&gpu, FloatsMut::F32(theirs.slice_mut()), 5.0).unwrap();
         });
         gpu.record(|| {
-            began.send(()).unwrap();
+            began.wait();
             std::thread::sleep(std::time::Duration::from_millis(50));
             fill(&gpu, FloatsMut::F32(mine.slice_mut()), 6.0)
         })
