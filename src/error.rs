@@ -45,7 +45,7 @@ pub enum Error {
     },
     /// A device's memory is full.
     #[error(
-        "{device}: out of memory: {asked} bytes asked for beside {used} in use, {free} free of {total}; a shorter context, a smaller batch, --gradient-checkpointing or 4-bit weights need less"
+        "{device}: out of memory: {asked} bytes asked for beside {used} in use, {free} free of {total}; {}", hint.as_deref().unwrap_or("a shorter context, a smaller batch, --gradient-checkpointing or 4-bit weights need less")
     )]
     DeviceMemory {
         /// The device.
@@ -58,6 +58,8 @@ pub enum Error {
         free: usize,
         /// Bytes of the device.
         total: usize,
+        /// The setting that would fit, from whoever knows the settings: [`Error::with_hint`].
+        hint: Option<String>,
     },
     /// The operating system refused to read or write.
     #[error("{}: {source}", path.display())]
@@ -149,6 +151,19 @@ impl Error {
     /// A format fault at a byte offset.
     pub fn format_at(path: impl Into<PathBuf>, offset: u64, what: impl Into<String>) -> Self {
         Error::Format { path: path.into(), offset: Some(offset), what: what.into() }
+    }
+
+    /// The same error; where a device's memory is full and nobody has said yet what would fit, with
+    /// what `hint` says. It is given the bytes that are free and those in use.
+    #[must_use]
+    pub fn with_hint(self, hint: impl FnOnce(usize, usize) -> Option<String>) -> Self {
+        match self {
+            Error::DeviceMemory { device, asked, used, free, total, hint: None } => {
+                let hint = hint(free, used);
+                Error::DeviceMemory { device, asked, used, free, total, hint }
+            }
+            error => error,
+        }
     }
 
     /// A setting with a value that cannot be used.

@@ -16,7 +16,7 @@ namespace {
 struct Entry {
     Kernel kernel;
     Caller caller;
-    int n_args;
+    std::vector<size_t> arg_sizes;
 };
 
 // Kernels register while the program starts, in no certain order: made on first use.
@@ -131,8 +131,10 @@ void run_grid(const uint32_t grid[3]) {
 
 }  // namespace
 
-void add_kernel(const char* name, Kernel kernel, Caller caller, int n_args) {
-    if (!kernels().emplace(name, Entry{kernel, caller, n_args}).second) {
+void add_kernel(const char* name, Kernel kernel, Caller caller, const size_t* arg_sizes) {
+    std::vector<size_t> sizes;
+    for (; *arg_sizes != 0; ++arg_sizes) sizes.push_back(*arg_sizes);
+    if (!kernels().emplace(name, Entry{kernel, caller, sizes}).second) {
         fprintf(stderr, "two kernels are called %s\n", name);
         abort();
     }
@@ -196,6 +198,16 @@ extern "C" {
 // 1 when there is such a kernel.
 int puna_host_has_kernel(const char* name) { return kernels().count(name) != 0; }
 
+// How many arguments a kernel has; writes the bytes of the first `room` of them. The largest number
+// when there is no such kernel.
+size_t puna_host_arg_sizes(const char* name, size_t* sizes, size_t room) {
+    const auto entry = kernels().find(name);
+    if (entry == kernels().end()) return SIZE_MAX;
+    const std::vector<size_t>& all = entry->second.arg_sizes;
+    std::copy_n(all.begin(), std::min(room, all.size()), sizes);
+    return all.size();
+}
+
 void* puna_host_alloc(size_t bytes) {
     const std::lock_guard<std::mutex> lock(one_at_a_time);
     return allocate(bytes, false);
@@ -221,8 +233,8 @@ size_t puna_host_launch(const char* name, const uint32_t grid[3], const uint32_t
         machine.error = "no such kernel";
     } else if (wanted != nullptr) {
         machine.error = std::string("the launch's shape is wrong, wanted ") + wanted;
-    } else if (size_t(entry->second.n_args) != n_args) {
-        machine.error = "the kernel takes " + std::to_string(entry->second.n_args) +
+    } else if (entry->second.arg_sizes.size() != n_args) {
+        machine.error = "the kernel takes " + std::to_string(entry->second.arg_sizes.size()) +
                         " arguments, the launch has " + std::to_string(n_args);
     } else {
         set_fiber_count(size_t(block[0]) * block[1] * block[2]);

@@ -37,6 +37,7 @@ pub mod session;
 pub mod terminal;
 pub mod train;
 pub mod train_args;
+mod train_fit;
 mod train_memory;
 mod train_plan;
 mod train_setup;

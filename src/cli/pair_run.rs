@@ -10,6 +10,7 @@ use super::train::{check_output, finish, identity, shown};
 use super::train_args::{
     DataArgs, EvalFlags, Method, MethodArgs, OptimFlags, SaveFlags, StepArgs, TrainArgs, finite,
 };
+use super::train_fit;
 use super::train_plan::{self, Load};
 use super::train_setup::{Setup, usage};
 use super::train_watch::Screen;
@@ -254,7 +255,8 @@ pub fn run<M: PairTrainee>(
         std::fs::metadata(data).map_err(|source| Error::io(data, source))?;
     }
     let device = args.common.device.open(setup.tune.threads)?;
-    let model = TuneModel::open_on(path, &setup.tune, device)?;
+    let model = TuneModel::open_on(path, &setup.tune, device)
+        .map_err(|error| train_fit::explain(error, path, &setup.tune))?;
     let (mut rows, mut eval) = read_sets(args, &setup, &model, log)?;
     if kind.grouped {
         // A row is a micro-batch now.
@@ -263,6 +265,7 @@ pub fn run<M: PairTrainee>(
         eval = eval.map(|rows| rows.grouped(n)).transpose()?;
     }
     let sets: Vec<&PairRows> = std::iter::once(&rows).chain(&eval).collect();
+    train_fit::fit(&setup, &model, &rows, rows.n_tokens() as u64)?;
     let config = model.config().clone();
     let mut trainee = make(model, &sets)?;
     if args.steps.dry_run {

@@ -8,6 +8,7 @@ use super::machine::Machine;
 use super::session::context_limit;
 use super::terminal::{Log, human_bytes, human_count, print, print_line};
 use super::train_args::{Method, TrainArgs};
+use super::train_fit;
 use super::train_plan::{self, Load};
 use super::train_setup::{Setup, usage};
 use super::train_watch::Screen;
@@ -41,7 +42,8 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
         std::fs::metadata(data).map_err(|source| Error::io(data, source))?;
     }
     let device = args.common.device.open(setup.tune.threads)?;
-    let mut model = TuneModel::open_on(path, &setup.tune, device)?;
+    let mut model = TuneModel::open_on(path, &setup.tune, device)
+        .map_err(|error| train_fit::explain(error, path, &setup.tune))?;
     let prepared = prepare(&setup.dataset, &model, &setup.data, log, &[])?;
     if let Some(n) = args.data.show_batch {
         return show(n, &prepared.train, &model, &setup);
@@ -57,6 +59,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let rows = Measured::new(prepared.train)?;
     let eval = held_out.map(Measured::new).transpose()?;
     warn_about_lengths(&rows, &model, log);
+    train_fit::fit(&setup, &model, &rows, rows.n_tokens())?;
     if args.steps.dry_run {
         let machine = Machine::detect()?;
         let load = Load {

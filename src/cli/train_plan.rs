@@ -39,10 +39,11 @@ pub fn plan<M: Trainee>(
     let epochs = plan.epochs_after(plan.total_steps);
     let n_tokens = load.n_tokens as f64 * epochs;
     let settings = &setup.settings;
-    let even = load.n_tokens == (rows.n_rows() * rows.longest()) as u64;
+    let even = is_even(rows, load.n_tokens);
     let slice = slice_size(settings.batch_size, rows.longest(), settings.slice_tokens, even);
     let memory =
         tuned(model).memory_plan(state_bytes(&settings.optim, &settings.optim_args)?, slice)?;
+    let gpu = tuned(model).device().memory()?;
     let speed = probe::speed(model, rows, &setup.settings, &plan)?;
     Ok(json!({
         "method": setup.method.name(),
@@ -61,9 +62,16 @@ pub fn plan<M: Trainee>(
         "probe_peak_bytes": peak_bytes(),
         "ram_bytes": machine.ram_bytes,
         "ram_available_bytes": machine.ram_available_bytes,
+        "gpu_bytes": gpu.as_ref().map(|gpu| gpu.total),
+        "gpu_available_bytes": gpu.as_ref().map(|gpu| gpu.free + gpu.used),
         "tok_per_s": speed.tok_per_s,
         "seconds": speed.seconds(n_tokens, plan.total_steps),
     }))
+}
+
+/// Whether rows with so many tokens are all as long as the longest.
+pub fn is_even(rows: &dyn Rows, n_tokens: u64) -> bool {
+    n_tokens == (rows.n_rows() * rows.longest()) as u64
 }
 
 /// The items of the planned memory, a line each.
@@ -86,6 +94,21 @@ pub fn print(plan: &Value, json: bool) -> Result<()> {
     let count = |key: &str| plan[key].as_u64().map(human_count).unwrap_or_else(|| "none".into());
     let bytes = |key: &str| plan[key].as_u64().map(human_bytes).unwrap_or_else(|| "unknown".into());
     let number = |key: &str| plan[key].as_f64().unwrap_or(f64::NAN);
+    let memory = match plan["gpu_bytes"].is_null() {
+        true => format!(
+            "{} planned, {} when tried; {} of {} free",
+            bytes("planned_bytes"),
+            bytes("probe_peak_bytes"),
+            bytes("ram_available_bytes"),
+            bytes("ram_bytes")
+        ),
+        false => format!(
+            "{} of the GPU's planned; {} of {} to be had",
+            bytes("planned_bytes"),
+            bytes("gpu_available_bytes"),
+            bytes("gpu_bytes")
+        ),
+    };
     let lines = [
         ("method", plan["method"].as_str().unwrap_or_default().to_owned()),
         ("trained parameters", count("trained_parameters")),
@@ -102,16 +125,7 @@ pub fn print(plan: &Value, json: bool) -> Result<()> {
             ),
         ),
         ("tokens", format!("{}, {} scored", count("tokens"), count("scored_tokens"))),
-        (
-            "memory",
-            format!(
-                "{} planned, {} when tried; {} of {} free",
-                bytes("planned_bytes"),
-                bytes("probe_peak_bytes"),
-                bytes("ram_available_bytes"),
-                bytes("ram_bytes")
-            ),
-        ),
+        ("memory", memory),
         (
             "time",
             format!(

@@ -1,7 +1,12 @@
-//! The CUDA driver: one context and one stream of one device, through cudarc's raw calls.
+//! The CUDA driver: one context of one device, a stream for all work and one for copies from pinned
+//! memory, through cudarc's raw calls.
 //!
 //! cudarc loads `libcuda` on its first call and panics where it is lacking, so [`Driver::open`] asks
 //! first; every other call has a `Driver`, which proves that it was found.
+
+mod capture;
+mod copies;
+mod mark;
 
 use std::ffi::{CString, c_int, c_void};
 use std::ptr;
@@ -13,6 +18,11 @@ use super::device::Properties;
 use super::module::Launch;
 use crate::{Error, Result};
 
+pub(super) use capture::Executable;
+pub(super) use copies::Pinned;
+use copies::Staging;
+use mark::Mark;
+
 /// The oldest driver that loads what nvcc 13.0 compiled, as `cuDriverGetVersion` counts.
 const OLDEST_DRIVER: c_int = 13000;
 
@@ -22,12 +32,14 @@ pub(super) struct Driver {
     context: sys::CUcontext,
     stream: sys::CUstream,
     properties: Properties,
+    staging: Staging,
 }
 
 // SAFETY: the driver's calls may come from any thread; each of ours makes the context current first
-// (`Driver::enter`), and what they work on is ordered by the one stream.
+// (`Driver::enter`), and what they work on is ordered by the stream, which the copies' stream waits
+// for and is waited for by.
 unsafe impl Send for Driver {}
-// SAFETY: as above; no field changes after opening.
+// SAFETY: as above; what changes after opening has a lock of its own (`Staging`).
 unsafe impl Sync for Driver {}
 
 /// Code of one file, loaded into the device's context.
@@ -112,10 +124,15 @@ impl Driver {
         let context =
             unsafe { result::primary_ctx::retain(device) }.map_err(cannot("its context"))?;
         // Now dropping it gives the context back.
-        let mut driver = Driver { device, context, stream: ptr::null_mut(), properties };
+        let (stream, staging) = (ptr::null_mut(), Staging::default());
+        let mut driver = Driver { device, context, stream, properties, staging };
         driver.enter()?;
-        driver.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
-            .map_err(cannot("its stream"))?;
+        let new_stream = || {
+            let kind = result::stream::StreamKind::NonBlocking;
+            result::stream::create(kind).map_err(cannot("its stream"))
+        };
+        driver.stream = new_stream()?;
+        driver.open_staging(new_stream()?)?;
         Ok(driver)
     }
 
@@ -157,16 +174,6 @@ impl Driver {
     }
 
     /// # Safety
-    /// As many elements lie behind `to`.
-    pub unsafe fn upload<T>(&self, to: u64, from: &[T]) -> Result<()> {
-        self.enter()?;
-        // SAFETY: the caller's promise for `to`; `from` is borrowed until the wait below.
-        unsafe { result::memcpy_htod_async(to, from, self.stream) }
-            .map_err(|e| failed("copying to the device", e))?;
-        self.sync()
-    }
-
-    /// # Safety
     /// As many elements lie behind `from`, of any bytes that are a `T`.
     pub unsafe fn download<T>(&self, from: u64, to: &mut [T]) -> Result<()> {
         self.enter()?;
@@ -201,15 +208,19 @@ impl Driver {
             .map_err(|e| failed("waiting for the device (a kernel before may have failed)", e))
     }
 
-    /// Milliseconds of the stream between the two ends of `work`.
-    pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<f32> {
-        let (start, end) = (Event::new(self)?, Event::new(self)?);
-        start.record()?;
-        work()?;
-        end.record()?;
+    /// A clock that runs from here on in the stream.
+    pub fn start_clock(&self) -> Result<[Mark; 2]> {
+        let marks = [self.new_mark(true)?, self.new_mark(true)?];
+        self.set_mark(&marks[0], self.stream)?;
+        Ok(marks)
+    }
+
+    /// Milliseconds of the stream since the clock was started. Waits.
+    pub fn stop_clock(&self, clock: &[Mark; 2]) -> Result<f32> {
+        let [start, end] = clock;
+        self.set_mark(end, self.stream)?;
         self.sync()?;
-        // SAFETY: both were recorded in the stream, which was waited for.
-        unsafe { result::event::elapsed(start.raw, end.raw) }.map_err(|e| failed("timing", e))
+        self.between(start, end)
     }
 
     /// `None` when the image has nothing for this device.
@@ -290,40 +301,12 @@ impl Drop for Driver {
         if self.enter().is_err() {
             return;
         }
+        self.close_staging();
         if !self.stream.is_null() {
             // SAFETY: made in `open`, destroyed here only. A failure has nobody to be told.
             let _ = unsafe { result::stream::destroy(self.stream) };
         }
         // SAFETY: retained once in `open`.
         let _ = unsafe { result::primary_ctx::release(self.device) };
-    }
-}
-
-/// A mark in the stream.
-struct Event<'a> {
-    driver: &'a Driver,
-    raw: sys::CUevent,
-}
-
-impl<'a> Event<'a> {
-    fn new(driver: &'a Driver) -> Result<Self> {
-        driver.enter()?;
-        let raw = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT);
-        Ok(Event { driver, raw: raw.map_err(|e| failed("timing", e))? })
-    }
-
-    fn record(&self) -> Result<()> {
-        // SAFETY: event and stream live, the one by `self`, the other by its driver.
-        unsafe { result::event::record(self.raw, self.driver.stream) }
-            .map_err(|e| failed("timing", e))
-    }
-}
-
-impl Drop for Event<'_> {
-    fn drop(&mut self) {
-        if self.driver.enter().is_ok() {
-            // SAFETY: created in `new`, destroyed here only. A failure has nobody to be told.
-            let _ = unsafe { result::event::destroy(self.raw) };
-        }
     }
 }

@@ -3,6 +3,8 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::device::Properties;
 use super::module::Launch;
@@ -12,6 +14,7 @@ use crate::{Error, Result};
 unsafe extern "C" {
     fn puna_host_sanitizer() -> *const c_char;
     fn puna_host_has_kernel(name: *const c_char) -> c_int;
+    fn puna_host_arg_sizes(name: *const c_char, sizes: *mut usize, room: usize) -> usize;
     fn puna_host_alloc(bytes: usize) -> *mut c_void;
     fn puna_host_free(address: *mut c_void) -> c_int;
     fn puna_host_launch(
@@ -30,10 +33,33 @@ unsafe extern "C" {
 /// Longest error text that is kept.
 const MESSAGE_BYTES: usize = 2048;
 
+/// Most arguments of a kernel that can be recorded.
+const MOST_ARGS: usize = 64;
+/// Memory of a device that is not told how much it has.
+const MEMORY: usize = 1 << 40;
+
 /// A device that is this process.
 pub(super) struct Host {
     order: c_int,
     properties: Properties,
+    used_bytes: AtomicUsize,
+    /// What is recorded, while something is.
+    tape: Mutex<Option<Vec<Step>>>,
+}
+
+/// What a graph consists of.
+pub(super) enum Step {
+    Launch(LaunchStep),
+    Copy { to: u64, from: u64, bytes: usize },
+    Zero { to: u64, bytes: usize },
+}
+
+/// A launch with the arguments that it had when it was recorded, each in words of its own, which
+/// are aligned for any of them.
+pub(super) struct LaunchStep {
+    name: String,
+    shape: Launch,
+    args: Vec<Vec<u128>>,
 }
 
 pub(super) fn sanitizer() -> &'static str {
@@ -43,7 +69,8 @@ pub(super) fn sanitizer() -> &'static str {
 }
 
 impl Host {
-    pub fn new(order: u32) -> Result<Self> {
+    /// One of whose memory so many bytes can be used.
+    pub fn new(order: u32, memory: Option<usize>) -> Result<Self> {
         let known = matches!(order, 0..=4 | 10..=14);
         let order = c_int::try_from(order).ok().filter(|_| known).ok_or_else(|| {
             Error::config("order of the harness", order, "wanted 0 to 4 or 10 to 14")
@@ -54,28 +81,45 @@ impl Host {
             capability: (8, 0),
             n_multiprocessors: 1,
             shared_bytes: 163 << 10,
-            total_bytes: 1 << 40,
+            total_bytes: memory.unwrap_or(MEMORY),
         };
-        Ok(Host { order, properties })
+        let (used_bytes, tape) = (AtomicUsize::new(0), Mutex::default());
+        Ok(Host { order, properties, used_bytes, tape })
     }
 
     pub fn properties(&self) -> &Properties {
         &self.properties
     }
 
+    /// `None` where there is no such room.
     pub fn alloc(&self, bytes: usize) -> Option<u64> {
+        let total = self.properties.total_bytes;
+        let more = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= total);
+        self.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         // SAFETY: it takes any size, and returns null where there is no room.
         let address = unsafe { puna_host_alloc(bytes) };
-        (!address.is_null()).then(|| address.expose_provenance() as u64)
+        if address.is_null() {
+            self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return None;
+        }
+        Some(address.expose_provenance() as u64)
     }
 
-    pub fn free(&self, address: u64) -> Result<()> {
+    /// Frees what `alloc(bytes)` gave.
+    pub fn free(&self, address: u64, bytes: usize) -> Result<()> {
         // SAFETY: it frees only what it allocated and not freed yet, and says whether.
         let known = unsafe { puna_host_free(pointer(address)) };
         if known == 1 {
+            self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Ok(());
         }
         Err(Error::Cuda { what: "freeing".into(), why: format!("{address:#x} is no buffer") })
+    }
+
+    /// Free and total bytes.
+    pub fn memory_free(&self) -> (usize, usize) {
+        let total = self.properties.total_bytes;
+        (total - self.used_bytes.load(Ordering::Relaxed), total)
     }
 
     /// # Safety
@@ -95,19 +139,68 @@ impl Host {
         Ok(())
     }
 
+    /// Copies, or records that.
+    ///
     /// # Safety
     /// As many bytes lie behind both addresses.
     pub unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        if let Some(tape) = &mut *self.tape() {
+            tape.push(Step::Copy { to, from, bytes });
+            return Ok(());
+        }
         // SAFETY: the caller's promise.
-        unsafe { ptr::copy(pointer(from).cast::<u8>(), pointer(to).cast(), bytes) };
+        unsafe { copy_now(to, from, bytes) };
         Ok(())
     }
 
+    /// Zeroes, or records that.
+    ///
     /// # Safety
     /// As many bytes lie behind `to`.
     pub unsafe fn fill_zero(&self, to: u64, bytes: usize) -> Result<()> {
+        if let Some(tape) = &mut *self.tape() {
+            tape.push(Step::Zero { to, bytes });
+            return Ok(());
+        }
         // SAFETY: the caller's promise.
-        unsafe { ptr::write_bytes(pointer(to).cast::<u8>(), 0, bytes) };
+        unsafe { zero_now(to, bytes) };
+        Ok(())
+    }
+
+    fn tape(&self) -> MutexGuard<'_, Option<Vec<Step>>> {
+        self.tape.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on launches, copies and zeroes are recorded and not done.
+    pub fn begin_tape(&self) {
+        *self.tape() = Some(vec![]);
+    }
+
+    /// What was recorded.
+    pub fn end_tape(&self) -> Vec<Step> {
+        self.tape().take().unwrap_or_default()
+    }
+
+    /// Does what was recorded.
+    ///
+    /// # Safety
+    /// What was promised when it was recorded still holds.
+    pub unsafe fn replay(&self, steps: &[Step]) -> Result<()> {
+        for step in steps {
+            match step {
+                Step::Launch(LaunchStep { name, shape, args }) => {
+                    // Kernels take their arguments by value, so nothing is written there.
+                    let address = |words: &Vec<u128>| words.as_ptr().cast_mut().cast();
+                    let mut args: Vec<*mut c_void> = args.iter().map(address).collect();
+                    // SAFETY: the caller's promise; the arguments have the sizes that they had.
+                    unsafe { self.launch_now(name, *shape, &mut args)? };
+                }
+                // SAFETY: the caller's promise.
+                Step::Copy { to, from, bytes } => unsafe { copy_now(*to, *from, *bytes) },
+                // SAFETY: the caller's promise.
+                Step::Zero { to, bytes } => unsafe { zero_now(*to, *bytes) },
+            }
+        }
         Ok(())
     }
 
@@ -117,11 +210,53 @@ impl Host {
         unsafe { puna_host_has_kernel(name.as_ptr()) == 1 }
     }
 
-    /// Runs a kernel to its end.
+    /// Sizes of a kernel's arguments.
+    fn arg_sizes(&self, name: &str) -> Option<Vec<usize>> {
+        let c_name = CString::new(name).ok()?;
+        let mut sizes = vec![0; MOST_ARGS];
+        // SAFETY: the name is a C string that outlives the call, `sizes` has the room it says.
+        let n = unsafe { puna_host_arg_sizes(c_name.as_ptr(), sizes.as_mut_ptr(), sizes.len()) };
+        // More than there is room for says that there is no such kernel, too.
+        (n <= sizes.len()).then(|| {
+            sizes.truncate(n);
+            sizes
+        })
+    }
+
+    /// Runs a kernel to its end, or records it.
     ///
     /// # Safety
     /// As of `Gpu::launch`.
     pub unsafe fn launch(&self, name: &str, shape: Launch, args: &mut [*mut c_void]) -> Result<()> {
+        let mut tape = self.tape();
+        let Some(tape) = &mut *tape else {
+            drop(tape);
+            // SAFETY: the caller's promise.
+            return unsafe { self.launch_now(name, shape, args) };
+        };
+        let refused = |why: String| Error::Cuda { what: name.to_owned(), why };
+        let sizes = self.arg_sizes(name).ok_or_else(|| refused("no such kernel".into()))?;
+        if sizes.len() != args.len() {
+            let (n, got) = (sizes.len(), args.len());
+            return Err(refused(format!("the kernel takes {n} arguments, the launch has {got}")));
+        }
+        let kept = args.iter().zip(sizes).map(|(&arg, bytes)| {
+            let mut words = vec![0u128; bytes.div_ceil(size_of::<u128>())];
+            // SAFETY: the argument has as many bytes, by the caller's promise and the kernel's own
+            // declaration; the words have at least as many and are new.
+            unsafe { ptr::copy_nonoverlapping(arg.cast(), words.as_mut_ptr().cast::<u8>(), bytes) };
+            words
+        });
+        let args = kept.collect();
+        tape.push(Step::Launch(LaunchStep { name: name.to_owned(), shape, args }));
+        Ok(())
+    }
+
+    /// Runs a kernel to its end.
+    ///
+    /// # Safety
+    /// As of `Gpu::launch`.
+    unsafe fn launch_now(&self, name: &str, shape: Launch, args: &mut [*mut c_void]) -> Result<()> {
         let refused = |why: String| Error::Cuda { what: name.to_owned(), why };
         let c_name = CString::new(name).map_err(|e| refused(e.to_string()))?;
         let block = [shape.block, 1, 1];
@@ -151,4 +286,18 @@ impl Host {
 
 fn pointer(address: u64) -> *mut c_void {
     ptr::with_exposed_provenance_mut(address as usize)
+}
+
+/// # Safety
+/// As many bytes lie behind both addresses.
+unsafe fn copy_now(to: u64, from: u64, bytes: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { ptr::copy(pointer(from).cast::<u8>(), pointer(to).cast(), bytes) };
+}
+
+/// # Safety
+/// As many bytes lie behind `to`.
+unsafe fn zero_now(to: u64, bytes: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { ptr::write_bytes(pointer(to).cast::<u8>(), 0, bytes) };
 }

@@ -8,23 +8,32 @@
 //! without one. With the feature "cuda-host" the same kernels run on the CPU ([`Gpu::host`]).
 //!
 //! Everything goes into one stream, in the order of the calls. So memory that is given back can be
-//! handed out again at once, and only [`Gpu::download`] and [`Gpu::sync`] wait.
+//! handed out again at once, and only [`Gpu::download`], [`Download::wait`] and [`Gpu::sync`] wait.
+//! Large copies from the host have a stream of their own, which begins behind all that was queued
+//! before, and which all that comes later waits for.
+//!
+//! Memory is one arena (`arena.rs`): [`Gpu::reserve`] takes it from the driver in one piece before
+//! the first step, blocks are carved from it, and repeated work sees the same addresses. So a step can
+//! be recorded once ([`Gpu::record`]) and launched as a whole.
 //!
 //! # Unsafe
 //! Calls of the driver and launches, each behind the checks that its comment names. The kernels
 //! themselves are not checked by this compiler: the harness runs them under AddressSanitizer.
 
+mod arena;
 mod counts;
 mod device;
 mod driver;
 mod elements;
 mod floats;
+mod graph;
 #[cfg(feature = "cuda-host")]
 mod host;
 mod memory;
 mod module;
 #[cfg(feature = "cuda-host")]
 pub mod planted;
+mod staging;
 mod tune;
 
 // The kernel families: one line each here, in `Gpu` and in `Gpu::with`, sorted.
@@ -45,15 +54,18 @@ use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::Arc;
 
+pub use arena::MemoryUse;
 use counts::Counts;
 pub use device::Properties;
 use device::{Backend, Device};
 use driver::Driver;
 pub use floats::{Floats, FloatsMut};
+pub use graph::Graph;
 #[cfg(feature = "cuda-host")]
 use host::Host;
-pub use memory::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Element, MemoryUse};
+pub use memory::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Element};
 pub(crate) use module::{Function, Launch, Modules, aligned, arg, expect_len, u32_of};
+pub use staging::Download;
 
 use crate::{Error, Result};
 
@@ -102,19 +114,14 @@ impl Gpu {
     }
 
     /// A device whose kernels run in this process, on the CPU: for tests. `PUNA_HOST_ORDER` says in
-    /// which order the threads of a block take turns (`cuda/host/schedule.cpp`).
+    /// which order the threads of a block take turns (`cuda/host/schedule.cpp`), `PUNA_HOST_MEMORY`
+    /// how many bytes it has.
     ///
     /// # Errors
-    /// When `PUNA_HOST_ORDER` is no such order.
+    /// When `PUNA_HOST_ORDER` is no such order, or `PUNA_HOST_MEMORY` no number.
     #[cfg(feature = "cuda-host")]
     pub fn host() -> Result<Gpu> {
-        let order = match std::env::var("PUNA_HOST_ORDER") {
-            Err(_) => 0,
-            Ok(text) => text.parse().map_err(|_| {
-                Error::config("PUNA_HOST_ORDER", &text, "wanted a number, 0 to 4 or 10 to 14")
-            })?,
-        };
-        Gpu::host_in_order(order)
+        Gpu::host_with(host_number("PUNA_HOST_ORDER", "wanted a number, 0 to 4 or 10 to 14")?, None)
     }
 
     /// [`Gpu::host`] with this order.
@@ -123,7 +130,26 @@ impl Gpu {
     /// When there is no such order.
     #[cfg(feature = "cuda-host")]
     pub fn host_in_order(order: u32) -> Result<Gpu> {
-        Gpu::with(Backend::Host(Host::new(order)?))
+        Gpu::host_with(Some(order), None)
+    }
+
+    /// [`Gpu::host`] with so many bytes of memory.
+    ///
+    /// # Errors
+    /// As [`Gpu::host`].
+    #[cfg(feature = "cuda-host")]
+    pub fn host_with_memory(bytes: usize) -> Result<Gpu> {
+        let order = host_number("PUNA_HOST_ORDER", "wanted a number, 0 to 4 or 10 to 14")?;
+        Gpu::host_with(order, Some(bytes))
+    }
+
+    #[cfg(feature = "cuda-host")]
+    fn host_with(order: Option<u32>, memory: Option<usize>) -> Result<Gpu> {
+        let memory = match memory {
+            Some(bytes) => Some(bytes),
+            None => host_number("PUNA_HOST_MEMORY", "wanted a number of bytes")?,
+        };
+        Gpu::with(Backend::Host(Host::new(order.unwrap_or(0), memory)?))
     }
 
     #[cfg(feature = "cuda-host")]
@@ -171,11 +197,21 @@ impl Gpu {
         10 * major + minor
     }
 
-    /// Room for `len` elements, of any content. Memory that was given back is handed out again, the
-    /// latest first, so steady work allocates nothing and sees the same addresses.
+    /// Makes room for `bytes` more in one piece, before the first step: what is allocated later lies
+    /// there and costs no call of the driver. Beyond it more is taken as it is needed.
     ///
     /// # Errors
-    /// [`Error::DeviceMemory`] when it is full.
+    /// [`Error::DeviceMemory`] when the device has no such room.
+    pub fn reserve(&self, bytes: usize) -> Result<()> {
+        self.device.reserve(bytes)
+    }
+
+    /// Room for `len` elements, of any content, beginning at a multiple of 256 bytes. Memory that was
+    /// given back is handed out again, so steady work allocates nothing and sees the same addresses.
+    ///
+    /// # Errors
+    /// [`Error::DeviceMemory`] when it is full; while a graph is recorded also when it would have to
+    /// come from the driver.
     pub fn alloc<T: Element>(&self, len: usize) -> Result<DeviceBuffer<T>> {
         DeviceBuffer::new(&self.device, len)
     }
@@ -190,23 +226,51 @@ impl Gpu {
         Ok(buffer)
     }
 
-    /// Copies `from` into a buffer of the same length; `from` may change as soon as this returns.
+    /// Copies `from` into a buffer of the same length; `from` may change as soon as this returns. What
+    /// is queued later sees it; nothing waits for the device.
     ///
     /// # Errors
-    /// When the lengths differ, or the device failed.
+    /// When the lengths differ, or the device failed; while a graph is recorded.
     pub fn write<T: Element>(&self, to: &mut DeviceSliceMut<'_, T>, from: &[T]) -> Result<()> {
         expect_len("write to the device", "from", from.len(), to.len())?;
         self.counts.upload();
         self.device.upload(to.address(), from)
     }
 
+    /// Writes a buffer in pieces of `piece_len` elements, the last one of what is left: `fill` is
+    /// given the number of a piece, from 0, and the piece to be filled, whole, in memory of any
+    /// content from which the device copies it while the next one is made. So a file becomes a buffer
+    /// without a second copy of it here, at the speed of the slower of disk and device.
+    ///
+    /// # Errors
+    /// The first of `fill`'s, the buffer then being partly written; a `piece_len` of 0; when the
+    /// device failed; while a graph is recorded.
+    pub fn upload_pieces<T: Element>(
+        &self,
+        to: &mut DeviceSliceMut<'_, T>,
+        piece_len: usize,
+        fill: impl FnMut(usize, &mut [T]) -> Result<()>,
+    ) -> Result<()> {
+        self.device.upload_pieces(to.address(), to.len(), piece_len, fill)
+    }
+
     /// Copies from the device; waits for everything before.
     ///
     /// # Errors
-    /// When the lengths differ, or the device failed; also if in an earlier kernel.
+    /// When the lengths differ, or the device failed, also if in an earlier kernel; while a graph is
+    /// recorded.
     pub fn download<T: Element>(&self, from: &DeviceSlice<'_, T>, to: &mut [T]) -> Result<()> {
         expect_len("download from the device", "to", to.len(), from.len())?;
         self.device.download(from.address(), to)
+    }
+
+    /// Begins to copy from the device, behind what is queued; [`Download::wait`] waits for that and
+    /// not for what is queued later, which may already overwrite `from`.
+    ///
+    /// # Errors
+    /// When the device failed; while a graph is recorded.
+    pub fn download_async<T: Element>(&self, from: &DeviceSlice<'_, T>) -> Result<Download<T>> {
+        self.device.fetch(from.address(), from.len())
     }
 
     /// Copies within the device.
@@ -230,10 +294,22 @@ impl Gpu {
         self.device.fill_zero(to.address(), size_of::<T>() * to.len())
     }
 
+    /// Records the kernels, copies on the device and zeroes that `work` queues, instead of doing them;
+    /// [`Graph::launch`] does them. Buffers that `work` makes come from memory that is there already
+    /// (run the same work once before, or [`Gpu::reserve`] it). What other threads ask of the device
+    /// waits until the recording has ended, so `work` must not wait for them.
+    ///
+    /// # Errors
+    /// `work`'s own, the recording then being given up; what a graph cannot hold, by its name: copies
+    /// from and to the host, waiting, timing, memory from the driver, another graph.
+    pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        self.device.record(work)
+    }
+
     /// Waits until everything is done.
     ///
     /// # Errors
-    /// When the device failed, also if in an earlier kernel.
+    /// When the device failed, also if in an earlier kernel; while a graph is recorded.
     pub fn sync(&self) -> Result<()> {
         self.device.sync()
     }
@@ -262,10 +338,23 @@ impl Gpu {
         self.counts.take_launches()
     }
 
-    /// Gives memory that no buffer uses back to the driver.
+    /// Free and total bytes of the device. What is kept for buffers to come is not free.
     ///
     /// # Errors
     /// When the device failed.
+    pub fn memory_free(&self) -> Result<(usize, usize)> {
+        self.device.driver_memory()
+    }
+
+    /// Changes whenever memory went back to the driver: addresses from before are good no more.
+    pub fn generation(&self) -> u64 {
+        self.device.generation()
+    }
+
+    /// Gives memory that no buffer uses back to the driver. Graphs are stale afterwards.
+    ///
+    /// # Errors
+    /// When the device failed; while a graph is recorded.
     pub fn trim(&self) -> Result<()> {
         self.device.trim()
     }
@@ -297,6 +386,16 @@ impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gpu").field("properties", self.properties()).finish()
     }
+}
+
+/// A setting of the harness, where there is one.
+#[cfg(feature = "cuda-host")]
+fn host_number<T: std::str::FromStr>(
+    name: &'static str,
+    wanted: &'static str,
+) -> Result<Option<T>> {
+    let Ok(text) = std::env::var(name) else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| Error::config(name, &text, wanted))
 }
 
 /// What the harness was compiled with: `address`, `race` or nothing.

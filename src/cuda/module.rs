@@ -102,6 +102,7 @@ impl Function {
         args: &mut [*mut c_void],
     ) -> Result<()> {
         self.check(device, shape)?;
+        let _turn = device.turn();
         match (&device.backend, self.raw) {
             (Backend::Driver(driver), Some(raw)) => {
                 if shape.shared_bytes > self.shared_allowed.load(Ordering::Relaxed) {

@@ -9,6 +9,10 @@ use crate::cuda::Gpu;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 
+/// The part of a GPU's memory that is left to its driver: code of kernels, their stacks.
+#[cfg(feature = "cuda")]
+const DRIVERS_SHARE: usize = 64;
+
 /// Which device is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Place {
@@ -20,6 +24,19 @@ pub enum Place {
     /// CUDA's kernels, run on the CPU for tests.
     #[cfg(feature = "cuda-host")]
     Harness,
+}
+
+/// Memory of a GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuMemory {
+    /// The maker's name of the device.
+    pub name: String,
+    /// Bytes that this program's buffers take.
+    pub used: usize,
+    /// Bytes that it could take beside them; a 64th of the device is left to the driver.
+    pub free: usize,
+    /// Bytes of the device.
+    pub total: usize,
 }
 
 /// The CPU, and the GPU where a model lives on one: what is small and awkward stays on the CPU.
@@ -108,11 +125,37 @@ impl Device {
 
     /// Whether numbers are on a GPU.
     pub fn is_gpu(&self) -> bool {
+        !matches!(self.home(), Home::Host)
+    }
+
+    /// Memory of the GPU, where there is one.
+    ///
+    /// # Errors
+    /// When it failed.
+    pub fn memory(&self) -> Result<Option<GpuMemory>> {
         #[cfg(feature = "cuda")]
-        if self.gpu.is_some() {
-            return true;
+        if let Some(gpu) = self.gpu() {
+            let ((free, total), there) = (gpu.memory_free()?, gpu.memory_use());
+            let free = (free + there.kept_bytes).saturating_sub(total / DRIVERS_SHARE);
+            let name = gpu.properties().name.clone();
+            return Ok(Some(GpuMemory { name, used: there.used_bytes, free, total }));
         }
-        false
+        Ok(None)
+    }
+
+    /// Takes so much memory of a GPU in one piece, or what there is, for buffers to come: before the
+    /// first step, so that no later one asks the driver. Does nothing on the CPU.
+    ///
+    /// # Errors
+    /// When the GPU failed.
+    pub fn reserve(&self, bytes: usize) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.gpu() {
+            let (free, total) = gpu.memory_free()?;
+            return gpu.reserve(bytes.min(free.saturating_sub(total / DRIVERS_SHARE)));
+        }
+        let _ = bytes;
+        Ok(())
     }
 
     /// The GPU, if numbers are there.

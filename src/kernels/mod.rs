@@ -16,7 +16,7 @@ pub mod sample;
 mod selection;
 
 pub use crate::tensor::{Floats, FloatsMut};
-pub use device::{Device, Place};
+pub use device::{Device, GpuMemory, Place};
 pub use listed::{List, Listed};
 pub use puna_cpu::team::{Seat, Team, TeamOptions, pin_current_thread};
 

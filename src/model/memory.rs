@@ -47,6 +47,33 @@ impl Model {
         })
     }
 
+    /// The settings by which a session of `ctx` positions, which took more, fits into `room` bytes
+    /// beside the weights: for the error of a device that is full.
+    pub fn session_hint(&self, ctx: usize, kv_type: KvType, room: usize) -> Option<String> {
+        let fits = |ctx: usize, kv_type: KvType| {
+            let memory = self.memory(ctx, kv_type).ok();
+            memory.is_some_and(|m| m.cache_bytes.saturating_add(m.workspace_bytes) <= room)
+        };
+        // A longer context never takes less.
+        let (mut least, mut most) = (0, ctx);
+        while least < most {
+            let middle = least + (most - least).div_ceil(2);
+            match fits(middle, kv_type) {
+                true => least = middle,
+                false => most = middle - 1,
+            }
+        }
+        let narrower = kv_type != KvType::Q8_0 && least < ctx && fits(ctx, KvType::Q8_0);
+        match (narrower, least) {
+            (true, 0) => Some("--kv-type q8_0 would fit".into()),
+            (true, n) => Some(format!("--kv-type q8_0 or --ctx {n} would fit")),
+            (false, 0) => {
+                Some("no context fits beside the weights: 4-bit weights need less".into())
+            }
+            (false, n) => Some(format!("--ctx {n} would fit")),
+        }
+    }
+
     fn linears(&self) -> impl Iterator<Item = &Linear> {
         let blocks = self.weights.blocks.iter();
         blocks.flat_map(|b| [&b.wq, &b.wk, &b.wv, &b.wo, &b.w1, &b.w2, &b.w3])
@@ -99,5 +126,30 @@ impl Model {
             .into_iter()
             .try_fold(0usize, usize::checked_add)
             .ok_or_else(|| Error::config("ctx", ctx, "more than memory can address"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::llama::LoadOptions;
+
+    #[test]
+    fn a_context_that_is_said_to_fit_does() {
+        let model = Model::load("builtin".as_ref(), &LoadOptions::threads(1)).unwrap();
+        let takes = |ctx, kv_type| {
+            let memory = model.memory(ctx, kv_type).unwrap();
+            memory.cache_bytes + memory.workspace_bytes
+        };
+        let hint = |room| model.session_hint(4096, KvType::F16, room).unwrap();
+        assert_eq!(hint(0), "no context fits beside the weights: 4-bit weights need less");
+        let text = hint(takes(1000, KvType::F16));
+        let ctx: usize =
+            text.strip_prefix("--ctx ").unwrap().split(' ').next().unwrap().parse().unwrap();
+        // Caches grow in blocks of positions, so some more may fit.
+        assert!(ctx >= 1000 && takes(ctx, KvType::F16) <= takes(1000, KvType::F16), "{text}");
+        assert!(takes(ctx + 1, KvType::F16) > takes(1000, KvType::F16), "{text}");
+        let text = hint(takes(4096, KvType::Q8_0));
+        assert!(text.starts_with("--kv-type q8_0 or --ctx "), "{text}");
     }
 }

@@ -14,10 +14,13 @@
 //!
 //! Loading takes less than the first step: files are read in pieces into what stays.
 
+mod device;
 mod ledger;
 #[cfg(test)]
 mod tests;
 mod walk;
+
+pub use device::device_plan;
 
 use crate::error::Result;
 use crate::format::FileDType;
@@ -32,6 +35,7 @@ use crate::ops::chunk_rows;
 use crate::tensor::DType;
 use puna_cpu::qmatmul::PackedMatrix;
 use puna_cpu::quant::nf4::Nf4Matrix;
+use std::path::Path;
 use walk::Walk;
 
 /// What a process holds besides all that depends on the model: code, the allocator, stacks.
@@ -48,8 +52,12 @@ pub struct WeightBytes {
     pub half: u64,
     /// Quantised matrices that are multiplied: rearranged panels.
     pub packed: u64,
+    /// Their elements.
+    pub packed_elements: u64,
     /// A quantised table that is only looked up: pages of the file.
     pub blocks: u64,
+    /// Its elements.
+    pub blocks_elements: u64,
     /// Norms and biases, widened to f32.
     pub vectors: u64,
     /// Of all these, the linear layers of the blocks.
@@ -90,8 +98,12 @@ impl WeightBytes {
                 (&[_, _], FileDType::F32) => bytes.f32 += len,
                 (&[n, k], FileDType::Block(block)) if !looked_up => {
                     bytes.packed += PackedMatrix::bytes_of(block, n, k) as u64;
+                    bytes.packed_elements += (n * k) as u64;
                 }
-                (&[_, _], FileDType::Block(_)) => bytes.blocks += len,
+                (&[n, k], FileDType::Block(_)) => {
+                    bytes.blocks += len;
+                    bytes.blocks_elements += (n * k) as u64;
+                }
                 (&[_, _], _) => bytes.half += len,
                 _ => bytes.vectors += 4 * tensor.n_elements() as u64,
             }
@@ -168,7 +180,17 @@ impl MemoryPlan {
     pub fn total(&self) -> u64 {
         self.items.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
     }
+
+    /// Bytes of what is there once the model is opened: its weights, frozen or trained.
+    pub fn weights(&self) -> u64 {
+        let weights = self.items.iter().filter(|(name, _)| [FROZEN, TRAINED].contains(name));
+        weights.fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
+    }
 }
+
+/// Names of the items that are weights.
+const FROZEN: &str = "frozen weights";
+const TRAINED: &str = "trained weights";
 
 /// Plans the memory of training a model of this configuration with these weights.
 pub fn memory_plan(
@@ -178,25 +200,14 @@ pub fn memory_plan(
     run: &RunSize,
 ) -> MemoryPlan {
     let slice = run.slice;
-    let nf4 = match options.method {
-        TuneMethod::QLora { double_quant, .. } => Some(double_quant),
-        _ => None,
+    let base = match options.method {
+        TuneMethod::Full => 0,
+        _ => weights.frozen(options.precision, nf4_of(options)),
     };
-    let (base, trained) = match options.method.adapter() {
-        None => (0, n_parameters(config)),
-        Some((spec, _)) => {
-            let pair = |target| {
-                let (n, k) = walk::sizes(config, target);
-                (spec.r as u64).saturating_mul((n + k) as u64)
-            };
-            let block: u64 = spec.targets.iter().map(|&target| pair(target)).sum();
-            let base = weights.frozen(options.precision, nf4);
-            (base, block.saturating_mul(config.n_layers as u64))
-        }
-    };
+    let trained = n_trained(config, options);
     let items = vec![
-        ("frozen weights", base),
-        ("trained weights", trained.saturating_mul(4)),
+        (FROZEN, base),
+        (TRAINED, trained.saturating_mul(4)),
         ("gradients", trained.saturating_mul(4)),
         ("optimiser", trained.saturating_mul(run.state_bytes as u64)),
         ("activations", activations(config, options, slice).written() as u64),
@@ -204,6 +215,25 @@ pub fn memory_plan(
         ("program", PROGRAM_BYTES + TOKEN_BYTES * run.n_tokens as u64),
     ];
     MemoryPlan { items: items.into_iter().filter(|(_, bytes)| *bytes > 0).collect() }
+}
+
+/// How a base of NF4 has its scales; `None` for another base.
+fn nf4_of(options: &TuneOptions) -> Option<bool> {
+    match options.method {
+        TuneMethod::QLora { double_quant, .. } => Some(double_quant),
+        _ => None,
+    }
+}
+
+/// Numbers that are trained.
+fn n_trained(config: &Config, options: &TuneOptions) -> u64 {
+    let Some((spec, _)) = options.method.adapter() else { return n_parameters(config) };
+    let pair = |target| {
+        let (n, k) = walk::sizes(config, target);
+        (spec.r as u64).saturating_mul((n + k) as u64)
+    };
+    let block: u64 = spec.targets.iter().map(|&target| pair(target)).sum();
+    block.saturating_mul(config.n_layers as u64)
 }
 
 fn n_parameters(config: &Config) -> u64 {
@@ -274,7 +304,8 @@ fn kernels(config: &Config, options: &TuneOptions, slice: SliceSize) -> u64 {
 }
 
 impl TuneModel {
-    /// Plans the memory of training this model; see [`memory_plan`].
+    /// Plans the memory of training this model where it computes: the machine's, as [`memory_plan`]
+    /// does, or a GPU's, as [`device_plan`] does.
     ///
     /// # Errors
     /// A base that is gone.
@@ -285,7 +316,8 @@ impl TuneModel {
         };
         let n_tokens = if self.text().is_some() { self.config().vocab_size } else { 0 };
         let run = RunSize { slice, state_bytes, n_tokens };
-        let mut plan = memory_plan(self.config(), &weights, &self.options, &run);
+        let plan = if self.device().is_gpu() { device_plan } else { memory_plan };
+        let mut plan = plan(self.config(), &weights, &self.options, &run);
         let copies = self.copies(slice) as u64;
         plan.items.extend((copies > 0).then_some(("bf16 copies", copies)));
         Ok(plan)
@@ -307,5 +339,15 @@ impl TuneModel {
             bytes = copied.saturating_mul(DType::Bf16.bytes()).saturating_add(bytes);
         }
         bytes
+    }
+
+    /// How it was opened.
+    pub fn options(&self) -> &TuneOptions {
+        &self.options
+    }
+
+    /// What it was opened from.
+    pub fn base(&self) -> &Path {
+        &self.base
     }
 }

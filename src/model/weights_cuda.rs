@@ -1,20 +1,20 @@
-//! Weights on a GPU: copied when a model is opened, one tensor at a time, so that the host holds no
-//! second model.
+//! Weights on a GPU: copied when a model is opened, piece by piece from the file's pages into memory
+//! that the device reads by itself, so that the host holds no second model, and not one tensor twice.
 
-use crate::cuda::Gpu;
+use crate::cuda::{DeviceBuffer, Element, Gpu};
 use crate::error::{Error, Result};
 use crate::model::weights::Weights;
 use crate::ops::Linear;
 use crate::tensor::{CudaMatrix, Home, Matrix, MatrixData, Values, Vector};
-use half::bf16;
+use half::{bf16, f16};
 use puna_cpu::convert;
 use puna_cpu::isa::Isa;
 use puna_cpu::matmul::Dense;
 use puna_cpu::quant;
 use std::sync::Arc;
 
-/// Rows that are decoded before they are copied.
-const ROWS: usize = 256;
+/// Bytes of a piece that is on its way while the next one is read.
+const PIECE_BYTES: usize = 8 << 20;
 
 /// Moves what is not trained to the GPU. Quantised weights become bf16 there.
 ///
@@ -84,20 +84,22 @@ fn matrix(w: &mut Matrix, gpu: &Gpu) -> Result<()> {
     let moved = match &w.data {
         // Parameters move by themselves; what is there already stays.
         MatrixData::Param(_) | MatrixData::Cuda(_) => return Ok(()),
-        MatrixData::Dense(bytes, Dense::F32) => {
-            let numbers = bytes.as_slice().chunks_exact(4);
-            let of = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-            CudaMatrix::F32(gpu.upload(&numbers.map(of).collect::<Vec<f32>>())?)
-        }
-        MatrixData::Dense(bytes, Dense::BF16) => {
-            let numbers = bytes.as_slice().chunks_exact(2);
-            let of = |b: &[u8]| bf16::from_le_bytes([b[0], b[1]]);
-            CudaMatrix::Bf16(gpu.upload(&numbers.map(of).collect::<Vec<bf16>>())?)
-        }
-        MatrixData::Dense(bytes, Dense::F16) => {
-            let numbers = bytes.as_slice().chunks_exact(2);
-            let of = |b: &[u8]| half::f16::from_le_bytes([b[0], b[1]]);
-            CudaMatrix::F16(gpu.upload(&numbers.map(of).collect::<Vec<half::f16>>())?)
+        MatrixData::Dense(bytes, kind) => {
+            let bytes = bytes.as_slice();
+            match kind {
+                Dense::F32 => {
+                    let of = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                    CudaMatrix::F32(dense(gpu, bytes, of)?)
+                }
+                Dense::BF16 => {
+                    let of = |b: &[u8]| bf16::from_le_bytes([b[0], b[1]]);
+                    CudaMatrix::Bf16(dense(gpu, bytes, of)?)
+                }
+                Dense::F16 => {
+                    let of = |b: &[u8]| f16::from_le_bytes([b[0], b[1]]);
+                    CudaMatrix::F16(dense(gpu, bytes, of)?)
+                }
+            }
         }
         MatrixData::Packed(_) | MatrixData::Nf4(_) | MatrixData::Blocks(..) => decoded(w, gpu)?,
     };
@@ -105,15 +107,27 @@ fn matrix(w: &mut Matrix, gpu: &Gpu) -> Result<()> {
     Ok(())
 }
 
+/// Numbers as they lie in a file.
+fn dense<T: Element>(gpu: &Gpu, bytes: &[u8], of: fn(&[u8]) -> T) -> Result<DeviceBuffer<T>> {
+    let size = size_of::<T>();
+    let (len, piece_len) = (bytes.len() / size, PIECE_BYTES / size);
+    let mut out = gpu.alloc::<T>(len)?;
+    gpu.upload_pieces(&mut out.slice_mut(), piece_len, |index, piece| {
+        let from = &bytes[index * piece_len * size..];
+        piece.iter_mut().zip(from.chunks_exact(size)).for_each(|(x, b)| *x = of(b));
+        Ok(())
+    })?;
+    Ok(out)
+}
+
 /// A quantised matrix as bf16.
 fn decoded(w: &Matrix, gpu: &Gpu) -> Result<CudaMatrix> {
     let mut out = gpu.alloc::<bf16>(w.n * w.k)?;
     let isa = Isa::best();
     let mut wide = vec![0.0; w.k];
-    let mut low = vec![bf16::ZERO; ROWS.min(w.n) * w.k];
-    for first in (0..w.n).step_by(ROWS) {
-        let rows = first..(first + ROWS).min(w.n);
-        for row in rows.clone() {
+    let rows = (PIECE_BYTES / (2 * w.k).max(1)).max(1);
+    gpu.upload_pieces(&mut out.slice_mut(), rows * w.k, |index, piece| {
+        for (row, low) in (index * rows..).zip(piece.chunks_exact_mut(w.k)) {
             match &w.data {
                 MatrixData::Packed(packed) => packed.decode_row(&mut wide, row),
                 MatrixData::Nf4(nf4) => nf4.decode(isa, &mut wide, row * w.k),
@@ -124,12 +138,9 @@ fn decoded(w: &Matrix, gpu: &Gpu) -> Result<CudaMatrix> {
                 }
                 _ => return Err(Error::Unsupported(format!("{w:?} on a GPU"))),
             }
-            let at = (row - first) * w.k;
-            convert::f32_to_bf16(isa, &mut low[at..at + w.k], &wide);
+            convert::f32_to_bf16(isa, low, &wide);
         }
-        let len = rows.len() * w.k;
-        let to = first * w.k;
-        gpu.write(&mut out.slice_mut().range_mut(to..to + len), &low[..len])?;
-    }
+        Ok(())
+    })?;
     Ok(CudaMatrix::Bf16(out))
 }

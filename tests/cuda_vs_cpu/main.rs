@@ -12,6 +12,7 @@ mod flash;
 mod harness;
 mod lora;
 mod matmul;
+mod memory;
 mod model;
 mod optim;
 mod rms_norm;

@@ -1,5 +1,6 @@
 //! The pool of activations without its memory: the same size classes and the same reuse, so that a
-//! pass can be planned block by block.
+//! pass can be planned block by block; and what is held at once, which is all that a GPU's arena
+//! takes, where any block may lie where others lay.
 
 use crate::tensor::{DType, size_class};
 use std::cell::RefCell;
@@ -23,7 +24,13 @@ struct State {
     reserved: usize,
     written: usize,
     least_rows: usize,
+    /// Bytes held now, and the most that it was.
+    held: usize,
+    peak: usize,
 }
+
+/// Blocks of a GPU are multiples of so many bytes.
+const ALIGNMENT: usize = 256;
 
 /// Counts what a pool would hold.
 #[derive(Clone, Default)]
@@ -33,12 +40,15 @@ struct Held {
     slot: Slot,
     rows: usize,
     width: usize,
+    bytes: usize,
     state: Rc<RefCell<State>>,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.state.borrow_mut().free.push(self.slot);
+        let mut state = self.state.borrow_mut();
+        state.held -= self.bytes;
+        state.free.push(self.slot);
     }
 }
 
@@ -71,7 +81,11 @@ impl Ledger {
         let more = len.saturating_sub(slot.written).saturating_mul(dtype.bytes());
         state.written = state.written.saturating_add(more);
         slot.written = slot.written.max(len);
-        Block(Rc::new(Held { slot, rows, width, state: Rc::clone(&self.0) }))
+        // Many of the largest blocks still add up to a number.
+        let bytes = len.saturating_mul(dtype.bytes()).min(LONGEST).next_multiple_of(ALIGNMENT);
+        state.held += bytes;
+        state.peak = state.peak.max(state.held);
+        Block(Rc::new(Held { slot, rows, width, bytes, state: Rc::clone(&self.0) }))
     }
 
     /// Bytes that the pool reserves.
@@ -83,6 +97,13 @@ impl Ledger {
     /// Bytes of them that are written: what they take of the machine.
     pub fn written(&self) -> usize {
         self.0.borrow().written
+    }
+}
+
+impl Ledger {
+    /// The most bytes that were held at once.
+    pub fn peak(&self) -> usize {
+        self.0.borrow().peak
     }
 }
 

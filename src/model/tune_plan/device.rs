@@ -1,0 +1,75 @@
+//! Memory that a training run takes on a GPU: the same items as on the machine, with what differs
+//! there. Weights lie as `weights_cuda` puts them; activations take what is held at once, since a
+//! block may lie where others lay; kernels keep little beside their operands.
+
+use super::{
+    FROZEN, MemoryPlan, RunSize, SliceSize, TRAINED, WeightBytes, activations, n_trained, nf4_of,
+};
+use crate::model::config::Config;
+use crate::model::tune::{Precision, TuneMethod, TuneOptions};
+
+/// Rows whose sums a norm's backward keeps apart (`cuda/include/rms_norm.h`).
+const NORM_ROWS: u64 = 64;
+/// Ids, labels, spans and lists of tiles and tokens, for a token at most.
+const LIST_BYTES: u64 = 128;
+/// Sums of norms, plans, and what each of many small buffers is rounded up by.
+const SMALL_BYTES: u64 = 256 << 10;
+
+impl WeightBytes {
+    /// What a frozen base holds on a GPU: quantised matrices, NF4 too, are decoded to bf16 there.
+    fn frozen_on_device(&self, precision: Precision, nf4: Option<bool>) -> u64 {
+        let decoded =
+            2u64.saturating_mul(self.packed_elements.saturating_add(self.blocks_elements));
+        // Without those, `frozen` counts what is there as it is on the machine.
+        let dense = WeightBytes { packed: 0, blocks: 0, ..*self };
+        let (mut as_is, mut encoded) = (dense, 0);
+        if nf4.is_some() {
+            as_is.f32 -= self.linear.f32;
+            as_is.half -= self.linear.half;
+            encoded = self.linear.f32 / 2 + self.linear.half;
+        }
+        as_is.frozen(precision, None).saturating_add(encoded).saturating_add(decoded)
+    }
+}
+
+/// Plans the memory of training on a GPU a model of this configuration with these weights.
+pub fn device_plan(
+    config: &Config,
+    weights: &WeightBytes,
+    options: &TuneOptions,
+    run: &RunSize,
+) -> MemoryPlan {
+    let slice = run.slice;
+    let base = match options.method {
+        TuneMethod::Full => 0,
+        _ => weights.frozen_on_device(options.precision, nf4_of(options)),
+    };
+    let trained = n_trained(config, options);
+    let held = activations(config, options, slice).peak() as u64;
+    let items = vec![
+        (FROZEN, base),
+        (TRAINED, trained.saturating_mul(4)),
+        ("gradients", trained.saturating_mul(4)),
+        ("optimiser", trained.saturating_mul(run.state_bytes as u64)),
+        // Blocks of the arena are up to a thirty-second larger than what they hold.
+        ("activations", held.saturating_add(held / 32)),
+        ("kernels", kernels(config, options, slice)),
+    ];
+    MemoryPlan { items: items.into_iter().filter(|(_, bytes)| *bytes > 0).collect() }
+}
+
+/// What kernels keep beside their operands while they run, the most that one of them does.
+fn kernels(config: &Config, options: &TuneOptions, slice: SliceSize) -> u64 {
+    let t = slice.tokens as u64;
+    let (heads, head_dim, dim) = (config.n_heads as u64, config.head_dim as u64, config.dim as u64);
+    // Attention's backward: a sum a row and head, and in bf16 its gradient rounded.
+    let attention =
+        4 * heads + if options.precision == Precision::Bf16 { 2 * heads * head_dim } else { 0 };
+    // A norm's: a number a row, and sums over `NORM_ROWS` rows each.
+    let norm = 4 + (4 * dim).div_ceil(NORM_ROWS);
+    let lora = options.method.adapter().map_or(0, |(spec, _)| 2 * spec.r as u64);
+    // Cosines and sines stay for the whole pass.
+    let angles = 4 * head_dim;
+    let row = attention.max(norm).max(lora) + angles + LIST_BYTES;
+    t.saturating_mul(row).saturating_add(4 * dim).saturating_add(SMALL_BYTES)
+}
