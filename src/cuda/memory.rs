@@ -126,6 +126,12 @@ impl<T: Element> DeviceBuffer<T> {
         DeviceSlice { address: self.address, len: self.len, buffer: PhantomData }
     }
 
+    /// All of it, to write although others know of it too: for memory that several owners share by
+    /// parts. What they read and write is ordered by the stream, as all that a device does.
+    pub(super) fn shared_mut(&self) -> DeviceSliceMut<'_, T> {
+        DeviceSliceMut { address: self.address, len: self.len, buffer: PhantomData }
+    }
+
     /// All of it, to write.
     pub fn slice_mut(&mut self) -> DeviceSliceMut<'_, T> {
         DeviceSliceMut { address: self.address, len: self.len, buffer: PhantomData }
