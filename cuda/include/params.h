@@ -3,6 +3,7 @@
 #ifndef PUNA_PARAMS_H
 #define PUNA_PARAMS_H
 
+#include "attention.h"
 #include "cross_entropy.h"
 #include "elements.h"
 #include "elementwise.h"

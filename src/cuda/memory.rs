@@ -52,6 +52,12 @@ impl<T: Element> DeviceBuffer<T> {
         DeviceSlice { address: self.block.address, len: self.len, buffer: PhantomData }
     }
 
+    /// All of it, to write although others know of it too: for memory that several owners share by
+    /// parts. What they read and write is ordered by the stream, as all that a device does.
+    pub(super) fn shared_mut(&self) -> DeviceSliceMut<'_, T> {
+        DeviceSliceMut { address: self.block.address, len: self.len, buffer: PhantomData }
+    }
+
     /// All of it, to write.
     pub fn slice_mut(&mut self) -> DeviceSliceMut<'_, T> {
         DeviceSliceMut { address: self.block.address, len: self.len, buffer: PhantomData }

@@ -37,10 +37,12 @@ mod staging;
 mod tune;
 
 // The kernel families: one line each here, in `Gpu` and in `Gpu::with`, sorted.
+pub mod attention;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
 pub mod flash;
+pub mod kv;
 pub mod lora;
 pub mod matmul;
 pub mod optim;
@@ -84,6 +86,7 @@ pub struct Gpu {
     device: Arc<Device>,
     counts: Counts,
     // Looked up when the device is opened: a misspelt name fails there.
+    attention: attention::Attention,
     cross_entropy: cross_entropy::CrossEntropy,
     elementwise: elementwise::Elementwise,
     embedding: embedding::Embedding,
@@ -170,6 +173,7 @@ impl Gpu {
         let device = Arc::new(Device::new(backend));
         let modules = Modules::load(&device)?;
         Ok(Gpu {
+            attention: attention::Attention::load(&modules)?,
             cross_entropy: cross_entropy::CrossEntropy::load(&modules)?,
             elementwise: elementwise::Elementwise::load(&modules)?,
             embedding: embedding::Embedding::load(&modules)?,

@@ -4,6 +4,7 @@
 mod stored;
 mod support;
 
+mod attention;
 mod commands;
 mod cross_entropy;
 mod elementwise;
