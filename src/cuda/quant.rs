@@ -147,7 +147,12 @@ impl<'a> Product<'a> {
     }
 
     /// `out = dy w`.
-    pub fn nn(precision: Precision, out: FloatsMut<'a>, dy: Factor<'a>, w: &'a QuantMatrix) -> Self {
+    pub fn nn(
+        precision: Precision,
+        out: FloatsMut<'a>,
+        dy: Factor<'a>,
+        w: &'a QuantMatrix,
+    ) -> Self {
         Product { transposed: false, ..Product::nt(precision, out, dy, w) }
     }
 
@@ -309,8 +314,11 @@ impl Aligned {
         };
         let threads = params::QUANT_ROW_THREADS;
         let blocks = copy.len().div_ceil(8 * threads as usize);
-        let launch =
-            Launch { grid: [u32_of("rows to round", blocks)?, 1, 1], block: threads, shared_bytes: 0 };
+        let launch = Launch {
+            grid: [u32_of("rows to round", blocks)?, 1, 1],
+            block: threads,
+            shared_bytes: 0,
+        };
         let (mut to, mut from) = (copy.slice().address(), x.source.address());
         let mut args = [arg(&mut to), arg(&mut from), arg(&mut p)];
         // SAFETY: the copy was just made of `rows` times `cols` rounded up; the length of x was
@@ -358,8 +366,7 @@ fn tensor(gpu: &Gpu, product: Product<'_>, shape: Shape, kernel: Kernel) -> Resu
         Some(large) => (large, params::MATMUL_LARGE, params::QUANT_LARGE_BYTES),
         None => (&of_format.small, params::MATMUL_SMALL, params::QUANT_SMALL_BYTES),
     };
-    let launch =
-        Launch { grid: tiles(shape, tile)?, block: params::MATMUL_THREADS, shared_bytes };
+    let launch = Launch { grid: tiles(shape, tile)?, block: params::MATMUL_THREADS, shared_bytes };
     let Product { out, acc, alpha, x, w, transposed, second, bias, .. } = product;
     let rows = Aligned::of(gpu, &x)?;
     let flags = flags(&out, acc, shape.n, None, None) | bias_flag(bias.as_ref());

@@ -2,7 +2,8 @@
 //! second model.
 
 use crate::cuda::Gpu;
-use crate::error::{Error, Result};
+use crate::cuda::quant::QuantMatrix;
+use crate::error::Result;
 use crate::model::weights::Weights;
 use crate::ops::Linear;
 use crate::tensor::{CudaMatrix, Home, Matrix, MatrixData, Values, Vector};
@@ -10,13 +11,14 @@ use half::bf16;
 use puna_cpu::convert;
 use puna_cpu::isa::Isa;
 use puna_cpu::matmul::Dense;
-use puna_cpu::quant;
+use puna_cpu::qmatmul::PackedMatrix;
 use std::sync::Arc;
 
 /// Rows that are decoded before they are copied.
 const ROWS: usize = 256;
 
-/// Moves what is not trained to the GPU. Quantised weights become bf16 there.
+/// Moves what is not trained to the GPU. Quantised weights stay so where their blocks are at hand
+/// ([`Weights::load_blocks`]); what was rearranged for the CPU becomes bf16.
 ///
 /// # Errors
 /// When the GPU has no room for them, or failed.
@@ -52,6 +54,9 @@ pub fn move_weights(weights: &mut Weights, gpu: &Arc<Gpu>) -> Result<()> {
 fn same_bytes(a: &Matrix, b: &Matrix) -> bool {
     match (&a.data, &b.data) {
         (MatrixData::Dense(a, _), MatrixData::Dense(b, _)) => {
+            std::ptr::eq(a.as_slice(), b.as_slice())
+        }
+        (MatrixData::Blocks(a, _), MatrixData::Blocks(b, _)) => {
             std::ptr::eq(a.as_slice(), b.as_slice())
         }
         (MatrixData::Packed(a), MatrixData::Packed(b)) => Arc::ptr_eq(a, b),
@@ -99,36 +104,32 @@ fn matrix(w: &mut Matrix, gpu: &Gpu) -> Result<()> {
             let of = |b: &[u8]| half::f16::from_le_bytes([b[0], b[1]]);
             CudaMatrix::F16(gpu.upload(&numbers.map(of).collect::<Vec<half::f16>>())?)
         }
-        MatrixData::Packed(_) | MatrixData::Nf4(_) | MatrixData::Blocks(..) => decoded(w, gpu)?,
+        MatrixData::Nf4(nf4) => CudaMatrix::Quant(QuantMatrix::from_nf4(gpu, nf4)?),
+        MatrixData::Blocks(bytes, block) => {
+            let shape = [w.n, w.k];
+            CudaMatrix::Quant(QuantMatrix::from_blocks(gpu, *block, shape, bytes.as_slice())?)
+        }
+        MatrixData::Packed(packed) => decoded(packed, [w.n, w.k], gpu)?,
     };
     w.data = MatrixData::Cuda(Arc::new(moved));
     Ok(())
 }
 
-/// A quantised matrix as bf16.
-fn decoded(w: &Matrix, gpu: &Gpu) -> Result<CudaMatrix> {
-    let mut out = gpu.alloc::<bf16>(w.n * w.k)?;
+/// A matrix in the CPU's panels as bf16.
+fn decoded(w: &PackedMatrix, [n, k]: [usize; 2], gpu: &Gpu) -> Result<CudaMatrix> {
+    let mut out = gpu.alloc::<bf16>(n * k)?;
     let isa = Isa::best();
-    let mut wide = vec![0.0; w.k];
-    let mut low = vec![bf16::ZERO; ROWS.min(w.n) * w.k];
-    for first in (0..w.n).step_by(ROWS) {
-        let rows = first..(first + ROWS).min(w.n);
+    let mut wide = vec![0.0; k];
+    let mut low = vec![bf16::ZERO; ROWS.min(n) * k];
+    for first in (0..n).step_by(ROWS) {
+        let rows = first..(first + ROWS).min(n);
         for row in rows.clone() {
-            match &w.data {
-                MatrixData::Packed(packed) => packed.decode_row(&mut wide, row),
-                MatrixData::Nf4(nf4) => nf4.decode(isa, &mut wide, row * w.k),
-                MatrixData::Blocks(bytes, block) => {
-                    let size = block.row_bytes(w.k);
-                    let bytes = &bytes.as_slice()[row * size..(row + 1) * size];
-                    quant::decode_row(*block, &mut wide, bytes);
-                }
-                _ => return Err(Error::Unsupported(format!("{w:?} on a GPU"))),
-            }
-            let at = (row - first) * w.k;
-            convert::f32_to_bf16(isa, &mut low[at..at + w.k], &wide);
+            w.decode_row(&mut wide, row);
+            let at = (row - first) * k;
+            convert::f32_to_bf16(isa, &mut low[at..at + k], &wide);
         }
-        let len = rows.len() * w.k;
-        let to = first * w.k;
+        let len = rows.len() * k;
+        let to = first * k;
         gpu.write(&mut out.slice_mut().range_mut(to..to + len), &low[..len])?;
     }
     Ok(CudaMatrix::Bf16(out))

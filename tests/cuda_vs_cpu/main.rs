@@ -13,6 +13,8 @@ mod lora;
 mod matmul;
 mod model;
 mod optim;
+mod qlora;
+mod quant;
 mod rms_norm;
 mod rope;
 mod sample;

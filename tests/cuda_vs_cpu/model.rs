@@ -29,18 +29,22 @@ fn full() -> TuneMethod {
     TuneMethod::Full
 }
 
-fn lora() -> TuneMethod {
-    let spec = LoraSpec {
+/// An adapter of every layer.
+pub fn spec() -> LoraSpec {
+    LoraSpec {
         r: 4,
         alpha: 8.0,
         dropout: 0.25,
         targets: LoraTarget::ALL.to_vec(),
         use_rslora: false,
-    };
-    TuneMethod::Lora { spec, adapter: None }
+    }
 }
 
-fn options(method: TuneMethod, precision: Precision, checkpointing: bool) -> TuneOptions {
+pub fn lora() -> TuneMethod {
+    TuneMethod::Lora { spec: spec(), adapter: None }
+}
+
+pub fn options(method: TuneMethod, precision: Precision, checkpointing: bool) -> TuneOptions {
     TuneOptions {
         threads: 1,
         precision,
@@ -52,8 +56,8 @@ fn options(method: TuneMethod, precision: Precision, checkpointing: bool) -> Tun
     }
 }
 
-/// The same model on the CPU and on the GPU; `None` without one.
-fn both(model: &str, options: &TuneOptions) -> Option<[TuneModel; 2]> {
+/// The same model, a fixture or a path, on the CPU and on the GPU; `None` without one.
+pub fn both(model: &str, options: &TuneOptions) -> Option<[TuneModel; 2]> {
     let mut device = Device::new(1).unwrap();
     device.gpu = Some(Arc::new(gpu()?));
     let path = fixture(model);
@@ -124,7 +128,7 @@ fn distances(found: &Gradients, wanted: &Gradients) -> Vec<(String, f64)> {
 }
 
 /// Loss and gradients of one batch on both; every tensor within `bound`.
-fn compare(model: &str, options: &TuneOptions, bound: f64) {
+pub fn compare(model: &str, options: &TuneOptions, bound: f64) {
     let Some([mut cpu, mut gpu]) = both(model, options) else { return };
     let (wanted, found) = (gradients(&mut cpu), gradients(&mut gpu));
     let off = distances(&found, &wanted);
@@ -134,7 +138,7 @@ fn compare(model: &str, options: &TuneOptions, bound: f64) {
 
 /// The same in bf16, where both are off from f32's: the GPU by at most `times` what the CPU is, or by
 /// a rounding of each of some tens of operations.
-fn compare_low(model: &str, method: TuneMethod, times: f64) {
+pub fn compare_low(model: &str, method: TuneMethod, times: f64) {
     let exact = options(method.clone(), Precision::F32, false);
     let truth = gradients(&mut TuneModel::open(&fixture(model), &exact).unwrap());
     let Some([mut cpu, mut gpu]) = both(model, &options(method, Precision::Bf16, true)) else {

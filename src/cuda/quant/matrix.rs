@@ -92,8 +92,12 @@ impl QuantMatrix {
 
     fn put(&mut self, gpu: &Gpu, first: usize, rows: &Rows) -> Result<()> {
         let Strides { codes, high, scales, supers } = self.strides;
-        let parts =
-            [(codes, &rows.codes), (high, &rows.high), (scales, &rows.scales), (supers, &rows.supers)];
+        let parts = [
+            (codes, &rows.codes),
+            (high, &rows.high),
+            (scales, &rows.scales),
+            (supers, &rows.supers),
+        ];
         for (plane, (stride, bytes)) in self.planes.iter_mut().zip(parts) {
             let at = first * stride;
             gpu.write(&mut plane.slice_mut().range_mut(at..at + bytes.len()), bytes)?;

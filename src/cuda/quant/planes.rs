@@ -123,15 +123,12 @@ impl Rows {
         let Rows { codes, high, scales, supers } = self;
         let n = codes.len() / strides.codes.max(1);
         let codes = codes.par_chunks_mut(strides.codes.max(1));
-        let parts = [
-            (high, strides.high),
-            (scales, strides.scales),
-            (supers, strides.supers),
-        ]
-        .map(|(plane, stride)| match stride {
-            0 => (0..n).map(|_| &mut [][..]).collect::<Vec<&mut [u8]>>(),
-            stride => plane.chunks_mut(stride).collect(),
-        });
+        let parts = [(high, strides.high), (scales, strides.scales), (supers, strides.supers)].map(
+            |(plane, stride)| match stride {
+                0 => (0..n).map(|_| &mut [][..]).collect::<Vec<&mut [u8]>>(),
+                stride => plane.chunks_mut(stride).collect(),
+            },
+        );
         let [high, scales, supers] = parts;
         let rest = high.into_par_iter().zip(scales).zip(supers);
         codes.zip(rest).enumerate().for_each(|(row, (codes, ((high, scales), supers)))| {
@@ -240,9 +237,13 @@ fn unpack(block: BlockType, codes: &mut [u8], bytes: &[u8]) -> Unpacked {
             plain(4)
         }
         BlockType::Q5_0 | BlockType::Q5_1 => {
-            let (qh, n) = if block == BlockType::Q5_0 { (q5_0::Q5_0_QH, 2) } else { (q5_0::Q5_1_QH, 4) };
+            let (qh, n) =
+                if block == BlockType::Q5_0 { (q5_0::Q5_0_QH, 2) } else { (q5_0::Q5_1_QH, 4) };
             halves(codes, &bytes[qh + 4..]);
-            codes.iter_mut().enumerate().for_each(|(i, q)| *q |= (bytes[qh + i / 8] >> (i % 8) & 1) << 4);
+            codes
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, q)| *q |= (bytes[qh + i / 8] >> (i % 8) & 1) << 4);
             plain(n)
         }
         BlockType::Q8_0 => {
@@ -257,7 +258,10 @@ fn unpack(block: BlockType, codes: &mut [u8], bytes: &[u8]) -> Unpacked {
         BlockType::Q3_K => {
             quarters(codes, &bytes[q3_k::QS..]);
             let hmask = &bytes[q3_k::HMASK..];
-            codes.iter_mut().enumerate().for_each(|(i, q)| *q |= (hmask[i % 32] >> (i / 32) & 1) << 2);
+            codes
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, q)| *q |= (hmask[i % 32] >> (i / 32) & 1) << 2);
             let packed = bytes[q3_k::SCALES..].first_chunk().expect("a block is longer");
             scales = std::array::from_fn(|j| q3_k::scale(packed, j) as u8);
             Unpacked { scales, n_scales: 16, supers: Some(two(q3_k::D)) }
@@ -272,7 +276,10 @@ fn unpack(block: BlockType, codes: &mut [u8], bytes: &[u8]) -> Unpacked {
             }
             if block == BlockType::Q5_K {
                 let qh = &bytes[q5_k::QH..];
-                codes.iter_mut().enumerate().for_each(|(i, q)| *q |= (qh[i % 32] >> (i / 32) & 1) << 4);
+                codes
+                    .iter_mut()
+                    .enumerate()
+                    .for_each(|(i, q)| *q |= (qh[i % 32] >> (i / 32) & 1) << 4);
             }
             let packed = bytes[q4_k::SCALES..].first_chunk().expect("a block is longer");
             for (j, to) in scales.as_chunks_mut::<2>().0.iter_mut().enumerate() {
@@ -369,8 +376,8 @@ pub fn flat_scales(w: &Nf4Matrix) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use puna_cpu::quant::decode_row;
     use half::f16;
+    use puna_cpu::quant::decode_row;
 
     /// A row's codes read back from its planes.
     fn codes_of(format: Format, k: usize, rows: &Rows) -> Vec<u8> {
@@ -446,8 +453,8 @@ mod tests {
         for block in BlockType::ALL {
             let strides = Strides::of(Format::Block(block), 4096);
             let bytes = strides.codes + strides.high + strides.scales + strides.supers;
-            // Scales of 6 bits become bytes.
-            assert!(bytes <= block.row_bytes(4096) * 104 / 100, "{}: {bytes}", block.name());
+            // Scales of 6 bits become bytes, and d gets company: of Q3_K 116 bytes instead of 110.
+            assert!(bytes <= block.row_bytes(4096) * 106 / 100, "{}: {bytes}", block.name());
         }
     }
 }
