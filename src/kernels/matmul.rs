@@ -106,7 +106,7 @@ fn lookups_only(w: &Matrix) -> Error {
 
 /// `out = x wᵀ` for each product; `x` is [m, k]. With `exact`, weights meet the f32 activations
 /// unrounded; without it quantised weights meet int8 activations, and BF16 weights BF16 ones
-/// where the device multiplies those. NF4 weights meet the f32 activations in any case.
+/// where the device multiplies those; on the CPU NF4 weights meet the f32 activations in any case.
 ///
 /// # Errors
 /// When a shape does not fit, a matrix is stored for look-ups only, or the device fails.
