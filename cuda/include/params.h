@@ -12,6 +12,7 @@
 #include "lora.h"
 #include "matmul.h"
 #include "optim.h"
+#include "quant_blocks.h"
 #include "rms_norm.h"
 #include "rope.h"
 #include "sample.h"

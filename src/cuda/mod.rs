@@ -46,6 +46,7 @@ pub mod kv;
 pub mod lora;
 pub mod matmul;
 pub mod optim;
+pub mod quant;
 pub mod rms_norm;
 pub mod rope;
 pub mod sample;
@@ -94,6 +95,7 @@ pub struct Gpu {
     lora: lora::Lora,
     matmul: matmul::Matmul,
     optim: optim::Optim,
+    quant: quant::Quant,
     rms_norm: rms_norm::RmsNorm,
     rope: rope::Rope,
     sample: sample::Sample,
@@ -181,6 +183,7 @@ impl Gpu {
             lora: lora::Lora::load(&modules)?,
             matmul: matmul::Matmul::load(&modules)?,
             optim: optim::Optim::load(&modules)?,
+            quant: quant::Quant::load(&modules)?,
             rms_norm: rms_norm::RmsNorm::load(&modules)?,
             rope: rope::Rope::load(&modules)?,
             sample: sample::Sample::load(&modules)?,

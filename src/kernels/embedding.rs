@@ -9,6 +9,8 @@ use puna_cpu::{convert, quant};
 
 #[cfg(feature = "cuda")]
 use crate::cuda;
+#[cfg(feature = "cuda")]
+use crate::tensor::OnCuda;
 
 /// `out[i] = table[ids[i]]` as f32; `out` is [ids, k].
 ///
@@ -26,9 +28,16 @@ pub fn gather(
         return Err(Error::config("token id", id, why));
     }
     #[cfg(feature = "cuda")]
-    if let (Some(gpu), Some(factor)) = (device.gpu(), table.on_cuda(params)?) {
+    if let (Some(gpu), Some(table_there)) = (device.gpu(), table.on_cuda(params)?) {
         use cuda::embedding::Table;
         use cuda::matmul::Source;
+        let factor = match table_there {
+            OnCuda::Dense(factor) => factor,
+            OnCuda::Quant(table) => {
+                let ids = gpu.upload(ids)?;
+                return cuda::quant::gather(gpu, out.cuda()?, table, ids.slice());
+            }
+        };
         let from = match factor.source {
             Source::F32(x) => Table::Floats(x.into()),
             Source::Bf16(x) => Table::Floats(x.into()),

@@ -10,6 +10,8 @@ use puna_cpu::products::{self, Weights};
 
 #[cfg(feature = "cuda")]
 use crate::cuda::{self, Gpu};
+#[cfg(feature = "cuda")]
+use crate::tensor::OnCuda;
 
 pub use puna_cpu::gemm::Precision;
 
@@ -21,6 +23,14 @@ pub enum Factor<'a> {
     /// On a CUDA device.
     #[cfg(feature = "cuda")]
     Cuda(cuda::matmul::Factor<'a>),
+    /// There, quantised: the second factor only.
+    #[cfg(feature = "cuda")]
+    Quant {
+        /// [rows, cols] as it is stored.
+        w: &'a cuda::quant::QuantMatrix,
+        /// Whether the factor is the transpose of that.
+        transposed: bool,
+    },
 }
 
 impl<'a> Factor<'a> {
@@ -40,6 +50,8 @@ impl<'a> Factor<'a> {
             Factor::Host(x) => Factor::Host(x.t()),
             #[cfg(feature = "cuda")]
             Factor::Cuda(x) => Factor::Cuda(x.t()),
+            #[cfg(feature = "cuda")]
+            Factor::Quant { w, transposed } => Factor::Quant { w, transposed: !transposed },
         }
     }
 
@@ -48,6 +60,9 @@ impl<'a> Factor<'a> {
         match self {
             Factor::Cuda(x) => Ok(x),
             Factor::Host(_) => Err(elsewhere("cuda")),
+            Factor::Quant { w, .. } => {
+                Err(Error::Unsupported(format!("{w:?} as the first factor of a product")))
+            }
         }
     }
 
@@ -55,7 +70,7 @@ impl<'a> Factor<'a> {
         match self {
             Factor::Host(x) => Ok(x),
             #[cfg(feature = "cuda")]
-            Factor::Cuda(_) => Err(elsewhere("cpu")),
+            Factor::Cuda(_) | Factor::Quant { .. } => Err(elsewhere("cpu")),
         }
     }
 }
@@ -91,7 +106,7 @@ fn lookups_only(w: &Matrix) -> Error {
 
 /// `out = x wᵀ` for each product; `x` is [m, k]. With `exact`, weights meet the f32 activations
 /// unrounded; without it quantised weights meet int8 activations, and BF16 weights BF16 ones
-/// where the device multiplies those. NF4 weights meet the f32 activations in any case.
+/// where the device multiplies those; on the CPU NF4 weights meet the f32 activations in any case.
 ///
 /// # Errors
 /// When a shape does not fit, a matrix is stored for look-ups only, or the device fails.
@@ -129,7 +144,7 @@ pub fn products<const N: usize>(
     Ok(())
 }
 
-/// Serving on a GPU: weights of two bytes meet bf16 activations unless `exact`.
+/// Serving on a GPU: quantised weights and those of two bytes meet bf16 activations unless `exact`.
 #[cfg(feature = "cuda")]
 fn on_gpu(
     gpu: &Gpu,
@@ -140,12 +155,21 @@ fn on_gpu(
     one: Product<'_>,
 ) -> Result<()> {
     use cuda::matmul::{Kernel, Precision, Source};
-    let w = weight(one.w, params)?.cuda()?;
+    let x = Factor::plain(x, m, one.w.k).cuda()?;
+    let w = match weight(one.w, params)? {
+        Factor::Quant { w, .. } => {
+            let precision = if exact { Precision::F32 } else { Precision::Bf16 };
+            return cuda::quant::gemm(
+                gpu,
+                cuda::quant::Product::nt(precision, one.out.cuda()?, x, w),
+            );
+        }
+        w => w.cuda()?,
+    };
     let precision = match w.source {
         Source::Bf16(_) if !exact => Precision::Bf16,
         _ => Precision::F32,
     };
-    let x = Factor::plain(x, m, one.w.k).cuda()?;
     // In f32 few and many rows have two orders of summation unless one kernel computes both.
     let kernel = match precision {
         Precision::F32 => Kernel::Small,
@@ -161,8 +185,10 @@ fn on_gpu(
 /// When the matrix is stored for look-ups only.
 pub fn weight<'a>(w: &'a Matrix, params: &'a Params) -> Result<Factor<'a>> {
     #[cfg(feature = "cuda")]
-    if let Some(factor) = w.on_cuda(params)? {
-        return Ok(Factor::Cuda(factor));
+    match w.on_cuda(params)? {
+        Some(OnCuda::Dense(factor)) => return Ok(Factor::Cuda(factor)),
+        Some(OnCuda::Quant(w)) => return Ok(Factor::Quant { w, transposed: false }),
+        None => {}
     }
     let source = match (&w.data, w.dense(params)) {
         (MatrixData::Packed(packed), _) => Source::Packed(packed),
@@ -204,8 +230,13 @@ pub fn gemm(
             Precision::F32 => cuda::matmul::Precision::F32,
             Precision::Bf16 => cuda::matmul::Precision::Bf16,
         };
-        let (a, b) = (a.cuda()?, b.cuda()?);
-        let product = cuda::matmul::Product::new(precision, out.cuda()?, a, b);
+        let (a, out) = (a.cuda()?, out.cuda()?);
+        if let Factor::Quant { w, transposed } = b {
+            let product = cuda::quant::Product::nt(precision, out, a, w);
+            let product = cuda::quant::Product { acc, alpha, transposed, ..product };
+            return cuda::quant::gemm(gpu, product);
+        }
+        let product = cuda::matmul::Product::new(precision, out, a, b.cuda()?);
         return cuda::matmul::gemm(gpu, cuda::matmul::Product { acc, alpha, ..product });
     }
     let (cpu, out, a, b) = (&device.cpu, out.host()?, a.host()?, b.host()?);

@@ -272,9 +272,12 @@ impl Model {
         // The tokenizer is built while the weights load.
         let (text, weights) = std::thread::scope(|scope| {
             let text = scope.spawn(|| text_parts(&checkpoint));
-            let weights = match options.cache_weights && !device.is_gpu() {
-                true => Weights::load_cached(&device.cpu, &checkpoint),
-                false => Weights::load(&device.cpu, &checkpoint),
+            let weights = if device.is_gpu() {
+                Weights::load_blocks(&device.cpu, &checkpoint, false, None)
+            } else if options.cache_weights {
+                Weights::load_cached(&device.cpu, &checkpoint)
+            } else {
+                Weights::load(&device.cpu, &checkpoint)
             };
             let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             (text, weights)

@@ -86,12 +86,11 @@ impl TuneModel {
                     return Err(Error::Unsupported(format!("{}: {what}", dir.display())));
                 }
                 let narrow = matches!(options.precision, Precision::Bf16);
-                let mut weights = match options.method {
-                    TuneMethod::QLora { double_quant, .. } => {
-                        Weights::load_nf4(&device.cpu, &checkpoint, narrow, double_quant)?
-                    }
-                    _ => Weights::load_as(&device.cpu, &checkpoint, narrow)?,
+                let nf4 = match options.method {
+                    TuneMethod::QLora { double_quant, .. } => Some(double_quant),
+                    _ => None,
                 };
+                let mut weights = frozen(&device, &checkpoint, narrow, nf4)?;
                 attach(&mut weights, &mut params, &file, &home)?;
                 if options.score {
                     let source = Scored::new(&checkpoint, &config, options.seed)?;
@@ -244,6 +243,24 @@ impl TuneModel {
             device: Arc::clone(device),
             exact: true,
         })
+    }
+}
+
+/// Weights that are not trained, as the device multiplies them; with `nf4`, those of linear layers
+/// encoded, with or without double quantisation.
+fn frozen(
+    device: &Device,
+    checkpoint: &Checkpoint,
+    narrow: bool,
+    nf4: Option<bool>,
+) -> Result<Weights> {
+    #[cfg(feature = "cuda")]
+    if device.gpu.is_some() {
+        return Weights::load_blocks(&device.cpu, checkpoint, narrow, nf4);
+    }
+    match nf4 {
+        Some(double_quant) => Weights::load_nf4(&device.cpu, checkpoint, narrow, double_quant),
+        None => Weights::load_as(&device.cpu, checkpoint, narrow),
     }
 }
 

@@ -88,6 +88,8 @@ struct Loader<'a> {
     narrow: bool,
     /// Whether linear layers of blocks become NF4, and if so, whether scales are quantised too.
     nf4: Option<bool>,
+    /// Whether quantised matrices stay the file's blocks, which a GPU multiplies.
+    blocks: bool,
     /// Panels that need not be made.
     cache: Option<&'a PanelCache>,
     /// Quantised matrices by the names of their tensors, as they come.
@@ -151,21 +153,26 @@ impl Weights {
         narrow: bool,
         double_quant: bool,
     ) -> Result<Weights> {
-        // Looked for first: what comes before a layer may take its time.
-        for weight in checkpoint.config.weights().filter(|&weight| target_of(weight).is_some()) {
-            let tensor = checkpoint.weight(weight)?;
-            if let FileDType::Block(block) = tensor.dtype {
-                let why = format!(
-                    "{} of {} is {} already; --method lora trains an adapter on such weights as \
-                     they are",
-                    tensor.name,
-                    checkpoint.path.display(),
-                    block.name()
-                );
-                return Err(Error::config("method", "qlora", why));
-            }
-        }
+        refuse_quantised(checkpoint)?;
         Loader { narrow, nf4: Some(double_quant), ..Loader::new(cpu, checkpoint) }.weights()
+    }
+
+    /// Weights to be moved to a GPU: quantised matrices stay the blocks of the mapped file, and are
+    /// good for look-ups only until then. With `nf4`, linear layers of the blocks are encoded as
+    /// [`Weights::load_nf4`] does, with or without double quantisation.
+    ///
+    /// # Errors
+    /// As [`Weights::load`] and [`Weights::load_nf4`].
+    pub fn load_blocks(
+        cpu: &Cpu,
+        checkpoint: &Checkpoint,
+        narrow: bool,
+        nf4: Option<bool>,
+    ) -> Result<Weights> {
+        if nf4.is_some() {
+            refuse_quantised(checkpoint)?;
+        }
+        Loader { narrow, nf4, blocks: true, ..Loader::new(cpu, checkpoint) }.weights()
     }
 
     /// Bytes that computing one token reads: every matrix once, of the table (unless tied) one
@@ -196,6 +203,25 @@ impl Weights {
     }
 }
 
+/// Refuses layers that are quantised already. Looked for first: what comes before a layer may take
+/// its time.
+fn refuse_quantised(checkpoint: &Checkpoint) -> Result<()> {
+    for weight in checkpoint.config.weights().filter(|&weight| target_of(weight).is_some()) {
+        let tensor = checkpoint.weight(weight)?;
+        if let FileDType::Block(block) = tensor.dtype {
+            let why = format!(
+                "{} of {} is {} already; --method lora trains an adapter on such weights as \
+                 they are",
+                tensor.name,
+                checkpoint.path.display(),
+                block.name()
+            );
+            return Err(Error::config("method", "qlora", why));
+        }
+    }
+    Ok(())
+}
+
 /// What went wrong in a thread of the team.
 #[derive(Default)]
 struct Failure(Mutex<Option<Error>>);
@@ -217,7 +243,7 @@ impl Failure {
 impl<'a> Loader<'a> {
     fn new(cpu: &'a Cpu, checkpoint: &'a Checkpoint) -> Self {
         let packed = RefCell::default();
-        Loader { cpu, checkpoint, narrow: false, nf4: None, cache: None, packed }
+        Loader { cpu, checkpoint, narrow: false, nf4: None, blocks: false, cache: None, packed }
     }
 
     fn weights(&self) -> Result<Weights> {
@@ -278,7 +304,7 @@ impl<'a> Loader<'a> {
             FileDType::F32 => dense(Dense::F32)?,
             FileDType::F16 => dense(Dense::F16)?,
             FileDType::BF16 => dense(Dense::BF16)?,
-            FileDType::Block(block) if multiplied => {
+            FileDType::Block(block) if multiplied && !self.blocks => {
                 MatrixData::Packed(self.packed(tensor, block, n, k)?)
             }
             FileDType::Block(block) => MatrixData::Blocks(self.mapped(tensor)?, block),

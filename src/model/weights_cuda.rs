@@ -1,8 +1,9 @@
 //! Weights on a GPU: copied when a model is opened, piece by piece from the file's pages into memory
 //! that the device reads by itself, so that the host holds no second model, and not one tensor twice.
 
+use crate::cuda::quant::QuantMatrix;
 use crate::cuda::{DeviceBuffer, Element, Gpu};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::weights::Weights;
 use crate::ops::Linear;
 use crate::tensor::{CudaMatrix, Home, Matrix, MatrixData, Values, Vector};
@@ -10,13 +11,14 @@ use half::{bf16, f16};
 use puna_cpu::convert;
 use puna_cpu::isa::Isa;
 use puna_cpu::matmul::Dense;
-use puna_cpu::quant;
+use puna_cpu::qmatmul::PackedMatrix;
 use std::sync::Arc;
 
 /// Bytes of a piece that is on its way while the next one is read.
 const PIECE_BYTES: usize = 8 << 20;
 
-/// Moves what is not trained to the GPU. Quantised weights become bf16 there.
+/// Moves what is not trained to the GPU. Quantised weights stay so where their blocks are at hand
+/// ([`Weights::load_blocks`]); what was rearranged for the CPU becomes bf16.
 ///
 /// # Errors
 /// When the GPU has no room for them, or failed.
@@ -52,6 +54,9 @@ pub fn move_weights(weights: &mut Weights, gpu: &Arc<Gpu>) -> Result<()> {
 fn same_bytes(a: &Matrix, b: &Matrix) -> bool {
     match (&a.data, &b.data) {
         (MatrixData::Dense(a, _), MatrixData::Dense(b, _)) => {
+            std::ptr::eq(a.as_slice(), b.as_slice())
+        }
+        (MatrixData::Blocks(a, _), MatrixData::Blocks(b, _)) => {
             std::ptr::eq(a.as_slice(), b.as_slice())
         }
         (MatrixData::Packed(a), MatrixData::Packed(b)) => Arc::ptr_eq(a, b),
@@ -101,7 +106,12 @@ fn matrix(w: &mut Matrix, gpu: &Gpu) -> Result<()> {
                 }
             }
         }
-        MatrixData::Packed(_) | MatrixData::Nf4(_) | MatrixData::Blocks(..) => decoded(w, gpu)?,
+        MatrixData::Nf4(nf4) => CudaMatrix::Quant(QuantMatrix::from_nf4(gpu, nf4)?),
+        MatrixData::Blocks(bytes, block) => {
+            let shape = [w.n, w.k];
+            CudaMatrix::Quant(QuantMatrix::from_blocks(gpu, *block, shape, bytes.as_slice())?)
+        }
+        MatrixData::Packed(packed) => decoded(packed, [w.n, w.k], gpu)?,
     };
     w.data = MatrixData::Cuda(Arc::new(moved));
     Ok(())
@@ -120,24 +130,15 @@ fn dense<T: Element>(gpu: &Gpu, bytes: &[u8], of: fn(&[u8]) -> T) -> Result<Devi
     Ok(out)
 }
 
-/// A quantised matrix as bf16.
-fn decoded(w: &Matrix, gpu: &Gpu) -> Result<CudaMatrix> {
-    let mut out = gpu.alloc::<bf16>(w.n * w.k)?;
+/// A matrix in the CPU's panels as bf16.
+fn decoded(w: &PackedMatrix, [n, k]: [usize; 2], gpu: &Gpu) -> Result<CudaMatrix> {
+    let mut out = gpu.alloc::<bf16>(n * k)?;
     let isa = Isa::best();
-    let mut wide = vec![0.0; w.k];
-    let rows = (PIECE_BYTES / (2 * w.k).max(1)).max(1);
-    gpu.upload_pieces(&mut out.slice_mut(), rows * w.k, |index, piece| {
-        for (row, low) in (index * rows..).zip(piece.chunks_exact_mut(w.k)) {
-            match &w.data {
-                MatrixData::Packed(packed) => packed.decode_row(&mut wide, row),
-                MatrixData::Nf4(nf4) => nf4.decode(isa, &mut wide, row * w.k),
-                MatrixData::Blocks(bytes, block) => {
-                    let size = block.row_bytes(w.k);
-                    let bytes = &bytes.as_slice()[row * size..(row + 1) * size];
-                    quant::decode_row(*block, &mut wide, bytes);
-                }
-                _ => return Err(Error::Unsupported(format!("{w:?} on a GPU"))),
-            }
+    let mut wide = vec![0.0; k];
+    let rows = (PIECE_BYTES / (2 * k).max(1)).max(1);
+    gpu.upload_pieces(&mut out.slice_mut(), rows * k, |index, piece| {
+        for (row, low) in (index * rows..).zip(piece.chunks_exact_mut(k)) {
+            w.decode_row(&mut wide, row);
             convert::f32_to_bf16(isa, low, &wide);
         }
         Ok(())

@@ -3,11 +3,12 @@
 use super::matrix::{Matrix, MatrixData};
 use super::params::Params;
 use crate::cuda::matmul::{Factor, Source};
+use crate::cuda::quant::QuantMatrix;
 use crate::cuda::{DeviceBuffer, Element, Floats, Gpu};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use half::{bf16, f16};
 
-/// Elements [n, k], row-major.
+/// A matrix [n, k]: elements, row-major, or quantised.
 pub enum CudaMatrix {
     /// Single precision.
     F32(DeviceBuffer<f32>),
@@ -15,6 +16,17 @@ pub enum CudaMatrix {
     Bf16(DeviceBuffer<bf16>),
     /// Half precision.
     F16(DeviceBuffer<f16>),
+    /// NF4, or one of GGUF's formats.
+    Quant(QuantMatrix),
+}
+
+/// A matrix on a GPU as products take it.
+#[derive(Clone, Copy)]
+pub enum OnCuda<'a> {
+    /// Its elements.
+    Dense(Factor<'a>),
+    /// Decoded on the way.
+    Quant(&'a QuantMatrix),
 }
 
 impl CudaMatrix {
@@ -24,13 +36,14 @@ impl CudaMatrix {
             CudaMatrix::F32(_) => "F32",
             CudaMatrix::Bf16(_) => "BF16",
             CudaMatrix::F16(_) => "F16",
+            CudaMatrix::Quant(x) => x.type_name(),
         }
     }
 
     /// The bytes of its elements, copied from the device.
     ///
     /// # Errors
-    /// When the device failed.
+    /// When the device failed; a quantised matrix.
     pub fn read(&self, gpu: &Gpu) -> Result<Vec<u8>> {
         fn copied<T: Element + Default, const N: usize>(
             gpu: &Gpu,
@@ -45,6 +58,7 @@ impl CudaMatrix {
             CudaMatrix::F32(x) => copied(gpu, x, f32::to_le_bytes),
             CudaMatrix::Bf16(x) => copied(gpu, x, bf16::to_le_bytes),
             CudaMatrix::F16(x) => copied(gpu, x, f16::to_le_bytes),
+            CudaMatrix::Quant(x) => Err(Error::Unsupported(format!("{x:?} read back"))),
         }
     }
 
@@ -54,21 +68,23 @@ impl CudaMatrix {
             CudaMatrix::F32(x) => 4 * x.len(),
             CudaMatrix::Bf16(x) => 2 * x.len(),
             CudaMatrix::F16(x) => 2 * x.len(),
+            CudaMatrix::Quant(x) => x.bytes(),
         }
     }
 }
 
 impl Matrix {
-    /// The matrix [n, k] as a factor, where it lies on a GPU. A parameter is its f32 values.
+    /// The matrix [n, k], where it lies on a GPU. A parameter is its f32 values.
     ///
     /// # Errors
     /// None yet: lengths were checked when the matrix was made.
-    pub fn on_cuda<'a>(&'a self, params: &'a Params) -> Result<Option<Factor<'a>>> {
+    pub fn on_cuda<'a>(&'a self, params: &'a Params) -> Result<Option<OnCuda<'a>>> {
         let source = match &self.data {
             MatrixData::Cuda(matrix) => match &**matrix {
                 CudaMatrix::F32(x) => Source::F32(x.slice()),
                 CudaMatrix::Bf16(x) => Source::Bf16(x.slice()),
                 CudaMatrix::F16(x) => Source::F16(x.slice()),
+                CudaMatrix::Quant(x) => return Ok(Some(OnCuda::Quant(x))),
             },
             MatrixData::Param(id) => match params.get(*id).value.floats() {
                 super::Floats::Cuda(Floats::F32(x)) => Source::F32(x),
@@ -77,6 +93,7 @@ impl Matrix {
             },
             _ => return Ok(None),
         };
-        Ok(Some(Factor { source, rows: self.n, cols: self.k, transposed: false }))
+        let factor = Factor { source, rows: self.n, cols: self.k, transposed: false };
+        Ok(Some(OnCuda::Dense(factor)))
     }
 }

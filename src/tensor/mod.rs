@@ -10,7 +10,7 @@ mod values;
 mod view;
 
 #[cfg(feature = "cuda")]
-pub use cuda_matrix::CudaMatrix;
+pub use cuda_matrix::{CudaMatrix, OnCuda};
 pub use matrix::{Bytes, Matrix, MatrixData, Vector};
 pub use params::{Grads, Low, Param, ParamId, Params};
 pub use puna_cpu::buffer::Buffer;

@@ -16,6 +16,8 @@ mod matmul;
 mod memory;
 mod model;
 mod optim;
+mod qlora;
+mod quant;
 mod rms_norm;
 mod rope;
 mod sample;

@@ -24,14 +24,23 @@ pub fn full() -> TuneMethod {
     TuneMethod::Full
 }
 
-fn lora() -> TuneMethod {
+/// An adapter of every layer.
+pub fn spec() -> LoraSpec {
+    LoraSpec {
+        r: 4,
+        alpha: 8.0,
+        dropout: 0.25,
+        targets: LoraTarget::ALL.to_vec(),
+        use_rslora: false,
+    }
+}
+
+pub fn lora() -> TuneMethod {
     adapters(4, 0.25)
 }
 
 fn adapters(r: usize, dropout: f32) -> TuneMethod {
-    let spec =
-        LoraSpec { r, alpha: 8.0, dropout, targets: LoraTarget::ALL.to_vec(), use_rslora: false };
-    TuneMethod::Lora { spec, adapter: None }
+    TuneMethod::Lora { spec: LoraSpec { r, dropout, ..spec() }, adapter: None }
 }
 
 pub fn options(method: TuneMethod, precision: Precision, checkpointing: bool) -> TuneOptions {
@@ -46,8 +55,8 @@ pub fn options(method: TuneMethod, precision: Precision, checkpointing: bool) ->
     }
 }
 
-/// The same model on the CPU and on the GPU; `None` without one.
-fn both(model: &str, options: &TuneOptions) -> Option<[TuneModel; 2]> {
+/// The same model, a fixture or a path, on the CPU and on the GPU; `None` without one.
+pub fn both(model: &str, options: &TuneOptions) -> Option<[TuneModel; 2]> {
     let mut device = Device::new(1).unwrap();
     device.gpu = Some(Arc::new(gpu()?));
     let path = fixture(model);
@@ -118,7 +127,7 @@ fn distances(found: &Gradients, wanted: &Gradients) -> Vec<(String, f64)> {
 }
 
 /// Loss and gradients of one batch on both; every tensor within `bound`.
-fn compare(model: &str, options: &TuneOptions, bound: f64) {
+pub fn compare(model: &str, options: &TuneOptions, bound: f64) {
     let Some([mut cpu, mut gpu]) = both(model, options) else { return };
     let (wanted, found) = (gradients(&mut cpu), gradients(&mut gpu));
     let off = distances(&found, &wanted);
@@ -128,7 +137,7 @@ fn compare(model: &str, options: &TuneOptions, bound: f64) {
 
 /// The same in bf16, where both are off from f32's: the GPU by at most `times` what the CPU is, or by
 /// a rounding of each of some tens of operations.
-fn compare_low(model: &str, method: TuneMethod, times: f64) {
+pub fn compare_low(model: &str, method: TuneMethod, times: f64) {
     let exact = options(method.clone(), Precision::F32, false);
     let truth = gradients(&mut TuneModel::open(&fixture(model), &exact).unwrap());
     let Some([mut cpu, mut gpu]) = both(model, &options(method, Precision::Bf16, true)) else {
