@@ -78,7 +78,13 @@ unsafe fn load_options(options: &PunaLoadOptions) -> Outcome<LoadOptions> {
         team.cores = Some(cores.iter().map(|&core| core as usize).collect());
     }
     let cache_weights = options.cache_weights != 0;
-    Ok(LoadOptions { team, exact: options.exact != 0, adapters: vec![], cache_weights, place: Place::Cpu })
+    Ok(LoadOptions {
+        team,
+        exact: options.exact != 0,
+        adapters: vec![],
+        cache_weights,
+        place: Place::Cpu,
+    })
 }
 
 /// See the header.

@@ -75,7 +75,8 @@ struct Question {
 pub fn run(args: &QuickstartArgs) -> Result<(), Failure> {
     args.common.device.check_build()?;
     let start = Instant::now();
-    let (log, computer) = (args.common.log(), Computer { threads: args.threads.count(), device: args.common.device });
+    let (log, computer) =
+        (args.common.log(), Computer { threads: args.threads.count(), device: args.common.device });
     let output = args.output.clone().unwrap_or_else(|| OUTPUT.into());
     let data = prepare_output(&output)?;
     let held_out = questions(&data.join("heldout.json"))?;

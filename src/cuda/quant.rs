@@ -15,8 +15,7 @@ use super::matmul::{self, FEW_ROWS, Factor, Precision, Shape, Source, flags, siz
 use super::params::{self, QuantParams, RoundParams};
 use super::tune::{self, Form};
 use super::{
-    DeviceBuffer, DeviceSlice, Floats, FloatsMut, Function, Gpu, Launch, arg, expect_len,
-    u32_of,
+    DeviceBuffer, DeviceSlice, Floats, FloatsMut, Function, Gpu, Launch, arg, expect_len, u32_of,
 };
 use crate::{Error, Result};
 use half::bf16;

@@ -175,10 +175,8 @@ impl Pass {
             }
         });
         let pages: Vec<&KvPages> = pages.collect::<Result<_>>()?;
-        let segments: Vec<Segment> = spans
-            .iter()
-            .map(|&Span { first_pos, n_rows }| Segment { first_pos, n_rows })
-            .collect();
+        let segments: Vec<Segment> =
+            spans.iter().map(|&Span { first_pos, n_rows }| Segment { first_pos, n_rows }).collect();
         let shape = pages.first().map(|cache| cache.shape());
         if let Some(plan) = &mut self.plan
             && plan.fits(&segments)

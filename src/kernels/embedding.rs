@@ -34,7 +34,7 @@ pub fn gather(
         let factor = match table_there {
             OnCuda::Dense(factor) => factor,
             OnCuda::Quant(table) => {
-                let ids = gpu.upload(ids)?;
+                let ids = ids.on(gpu)?;
                 return cuda::quant::gather(gpu, out.cuda()?, table, ids.slice());
             }
         };

@@ -43,12 +43,7 @@ impl KvCache {
     ///
     /// # Errors
     /// When the capacity is 0, its size overflows, or the system or a GPU does not give the memory.
-    pub fn new(
-        config: &Config,
-        capacity: usize,
-        kv_type: KvType,
-        home: &Home,
-    ) -> Result<KvCache> {
+    pub fn new(config: &Config, capacity: usize, kv_type: KvType, home: &Home) -> Result<KvCache> {
         let shape = shape(config, capacity, kv_type)?;
         let layers = (0..config.n_layers).map(|_| {
             let layer = Cache::new(home, shape, capacity)?;

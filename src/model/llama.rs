@@ -26,8 +26,8 @@ use crate::ops::{self, CachedRows};
 use crate::tensor::{Params, Pool, Rows};
 use crate::text::{TextParts, Tokenizer};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 pub use crate::kernels::{Place, Seat, Team, TeamOptions, pin_current_thread};
 pub use crate::model::kv_cache::{KvCache, KvType};
@@ -163,8 +163,8 @@ pub struct Workspace {
     scratch: Scratch,
     pub(super) angles: Arc<Rotations>,
     frequencies: Frequencies,
-    pub(super) tokens: List,   // of all segments
-    logits: Option<Rows>, // [wanted rows, vocab]
+    pub(super) tokens: List, // of all segments
+    logits: Option<Rows>,    // [wanted rows, vocab]
     /// The logits of a GPU, once somebody has read them.
     copy: OnceLock<Vec<f32>>,
     device: Arc<Device>,
@@ -469,7 +469,11 @@ impl Model {
     }
 
     /// The pass itself; returns the logits asked for.
-    pub(super) fn run<B: Batch + ?Sized>(&self, ws: &mut Workspace, batch: &mut B) -> Result<Option<Rows>> {
+    pub(super) fn run<B: Batch + ?Sized>(
+        &self,
+        ws: &mut Workspace,
+        batch: &mut B,
+    ) -> Result<Option<Rows>> {
         let config = &self.config;
         let (pool, heads, params) = (ws.pool.clone(), ws.heads.clone(), &self.params);
         let mode = Mode::Serve { exact: self.exact };

@@ -131,7 +131,9 @@ impl Kept {
     /// The first of `read`; when a GPU failed.
     pub fn fill(&mut self, mut read: impl FnMut() -> Result<f32>) -> Result<()> {
         match self {
-            Kept::Here(logits) => logits.iter_mut().try_for_each(|x| read().map(|found| *x = found)),
+            Kept::Here(logits) => {
+                logits.iter_mut().try_for_each(|x| read().map(|found| *x = found))
+            }
             Kept::There { row, copy, .. } => {
                 copy.take();
                 let found = (0..row.width()).map(|_| read()).collect::<Result<Vec<f32>>>()?;

@@ -3,7 +3,7 @@
 //! hundreds. What differs from token to token (ids, angles, positions, where caches are) lies in
 //! device memory that is written before.
 
-use crate::cuda::{Graph, Gpu};
+use crate::cuda::{Gpu, Graph};
 use crate::error::{Error, Result};
 use crate::kernels::attention::{Cache, Pass, Span};
 use crate::model::llama::{Batch, Model, Segment, Workspace, own};

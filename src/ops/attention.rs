@@ -3,9 +3,9 @@
 
 use crate::autograd::{Adjoints, Backward, Cx, Var};
 use crate::error::Result;
-use crate::kernels::attention::{AttentionArgs, Cache, append, attention as over_cache};
 #[cfg(feature = "cuda")]
 use crate::kernels::attention::Pass;
+use crate::kernels::attention::{AttentionArgs, Cache, append, attention as over_cache};
 use crate::kernels::flash::{self, Forward, Shape};
 use crate::tensor::Rows;
 use std::sync::Arc;

@@ -275,9 +275,13 @@ impl Rows {
             Data::F32(x) => FloatsMut::Host(host::FloatsMut::F32(&mut x[..len])),
             Data::Bf16(x) => FloatsMut::Host(host::FloatsMut::Bf16(&mut x[..len])),
             #[cfg(feature = "cuda")]
-            Data::CudaF32(x, _) => FloatsMut::Cuda(cuda::FloatsMut::F32(x.slice_mut().range_mut(0..len))),
+            Data::CudaF32(x, _) => {
+                FloatsMut::Cuda(cuda::FloatsMut::F32(x.slice_mut().range_mut(0..len)))
+            }
             #[cfg(feature = "cuda")]
-            Data::CudaBf16(x) => FloatsMut::Cuda(cuda::FloatsMut::Bf16(x.slice_mut().range_mut(0..len))),
+            Data::CudaBf16(x) => {
+                FloatsMut::Cuda(cuda::FloatsMut::Bf16(x.slice_mut().range_mut(0..len)))
+            }
         }
     }
 

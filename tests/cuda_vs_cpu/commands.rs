@@ -63,6 +63,31 @@ fn texts_and_likelihoods_are_those_of_the_cpu() {
     assert_eq!(bench["results"].as_array().map(Vec::len), Some(2), "{bench}");
 }
 
+#[test]
+fn quantised_files_are_read_as_they_are() {
+    let Some(device) = device() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let (model, on) = (fixture("mini-gqa"), format!("--device={device}"));
+    let ids: Vec<String> = (0..40).map(|i| ((i * 37 + 11) % 149).to_string()).collect();
+    let tokens = format!("--tokens={}", ids.join(","));
+    for kind in ["q4_0", "q8_0"] {
+        let file = dir.path().join(format!("{kind}.gguf"));
+        run(&["quantize", path(&model), path(&file), "--type", kind]);
+        let args = ["eval", "nll", path(&file), &tokens, "--json"];
+        let nll = |more: &[&str]| {
+            let found = json(&[&args[..], more].concat());
+            found["nll"].as_f64().expect("a number")
+        };
+        let exact = nll(&["--exact"]);
+        let off = |found: f64| (found - exact).abs() / exact;
+        // In f32 but for the order of sums.
+        assert!(off(nll(&["--exact", &on])) < 1e-5, "{kind}: {} {exact}", nll(&["--exact", &on]));
+        // Activations of 8 bits there, weights and activations of bf16 here: both are near.
+        let rounded = nll(&[&on]);
+        assert!(off(rounded) < 5e-3 && rounded != exact, "{kind}: {rounded} {exact}");
+    }
+}
+
 /// Rows of many lengths, as tokenised JSONL.
 fn data(dir: &Path) -> PathBuf {
     let row = |i: usize| {

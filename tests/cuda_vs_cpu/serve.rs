@@ -210,7 +210,14 @@ fn guesses_change_nothing() {
     let sink = &mut |_: usize, _: &str| Ok(());
     let options = greedy(20);
     let guessed = generate_speculative(
-        &model, &mut ws, &mut context, &mut draft, &prompt, &options, &NEVER, sink,
+        &model,
+        &mut ws,
+        &mut context,
+        &mut draft,
+        &prompt,
+        &options,
+        &NEVER,
+        sink,
     );
     assert_eq!(ids(&guessed.unwrap()), ids(&plain));
     assert!(draft.done.proposed > 0);

@@ -236,7 +236,8 @@ fn bits_do_not_depend_on_who_shares_the_batch() {
         let mut row = 0;
         for (i, wanted) in alone.iter().enumerate() {
             let now = shares[i].1;
-            let got: Vec<f32> = (row..row + now).flat_map(|r| ws.logits(r).unwrap().to_vec()).collect();
+            let got: Vec<f32> =
+                (row..row + now).flat_map(|r| ws.logits(r).unwrap().to_vec()).collect();
             report.compare(format!("{} sequence {i}", case.name), &got, wanted);
             row += now;
         }
@@ -259,7 +260,11 @@ fn asking_for_fewer_logits_does_not_change_those() {
                 Segment { tokens: &prompt[range], cache: &mut cache, logits, rope_len: None };
             model.forward(&mut ws, &mut [segment]).unwrap();
         }
-        report.compare(format!("{} last row", case.name), ws.logits(0).unwrap(), &all[49 * vocab..]);
+        report.compare(
+            format!("{} last row", case.name),
+            ws.logits(0).unwrap(),
+            &all[49 * vocab..],
+        );
     }
 }
 
