@@ -10,6 +10,7 @@ mod elementwise;
 mod embedding;
 mod flash;
 mod harness;
+mod kv;
 mod lora;
 mod matmul;
 mod model;
