@@ -11,6 +11,7 @@ mod elementwise;
 mod embedding;
 mod flash;
 mod harness;
+mod kv;
 mod lora;
 mod matmul;
 mod memory;
