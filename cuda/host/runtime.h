@@ -58,11 +58,11 @@ template <class... A> void call(Kernel kernel, void** args) {
     call_with(reinterpret_cast<void (*)(A...)>(kernel), args, std::index_sequence_for<A...>{});
 }
 
-void add_kernel(const char* name, Kernel kernel, Caller caller, int n_args);
+void add_kernel(const char* name, Kernel kernel, Caller caller, int n_args, bool sm90a);
 
 struct Register {
-    template <class... A> Register(const char* name, void (*kernel)(A...)) {
-        add_kernel(name, reinterpret_cast<Kernel>(kernel), &call<A...>, int(sizeof...(A)));
+    template <class... A> Register(const char* name, void (*kernel)(A...), bool sm90a) {
+        add_kernel(name, reinterpret_cast<Kernel>(kernel), &call<A...>, int(sizeof...(A)), sm90a);
     }
 };
 

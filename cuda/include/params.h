@@ -15,5 +15,6 @@
 #include "rope.h"
 #include "sample.h"
 #include "swiglu.h"
+#include "tensor_map.h"
 
 #endif

@@ -24,6 +24,7 @@ mod memory;
 mod module;
 #[cfg(feature = "cuda-host")]
 pub mod planted;
+mod tensor_map;
 mod tune;
 
 // The kernel families: one line each here, in `Gpu` and in `Gpu::with`, sorted.
@@ -103,13 +104,26 @@ impl Gpu {
     /// When `PUNA_HOST_ORDER` is no such order.
     #[cfg(feature = "cuda-host")]
     pub fn host() -> Result<Gpu> {
-        let order = match std::env::var("PUNA_HOST_ORDER") {
-            Err(_) => 0,
-            Ok(text) => text.parse().map_err(|_| {
-                Error::config("PUNA_HOST_ORDER", &text, "wanted a number, 0 to 4 or 10 to 14")
-            })?,
-        };
-        Gpu::host_in_order(order)
+        Gpu::host_in_order(host_order()?)
+    }
+
+    /// [`Gpu::host`] as a device of compute capability 9.0: it has the kernels of warp groups and
+    /// bulk copies too, as far as reading the manual gives their meaning (`cuda/host/hopper.h`).
+    ///
+    /// # Errors
+    /// When `PUNA_HOST_ORDER` is no such order.
+    #[cfg(feature = "cuda-host")]
+    pub fn host_hopper() -> Result<Gpu> {
+        Gpu::host_hopper_in_order(host_order()?)
+    }
+
+    /// [`Gpu::host_hopper`] with this order.
+    ///
+    /// # Errors
+    /// When there is no such order.
+    #[cfg(feature = "cuda-host")]
+    pub fn host_hopper_in_order(order: u32) -> Result<Gpu> {
+        Gpu::with(Backend::Host(Host::new(order, true)?))
     }
 
     /// [`Gpu::host`] with this order.
@@ -118,7 +132,7 @@ impl Gpu {
     /// When there is no such order.
     #[cfg(feature = "cuda-host")]
     pub fn host_in_order(order: u32) -> Result<Gpu> {
-        Gpu::with(Backend::Host(Host::new(order)?))
+        Gpu::with(Backend::Host(Host::new(order, false)?))
     }
 
     #[cfg(feature = "cuda-host")]
@@ -276,6 +290,16 @@ impl Gpu {
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gpu").field("properties", self.properties()).finish()
+    }
+}
+
+#[cfg(feature = "cuda-host")]
+fn host_order() -> Result<u32> {
+    match std::env::var("PUNA_HOST_ORDER") {
+        Err(_) => Ok(0),
+        Ok(text) => text.parse().map_err(|_| {
+            Error::config("PUNA_HOST_ORDER", &text, "wanted a number, 0 to 4 or 10 to 14")
+        }),
     }
 }
 
