@@ -411,17 +411,18 @@ mod cuda {
                 runtime.file(path);
             }
         }
-        let planted = folder.join("planted.cu");
+        let planted = ["planted.cu", "planted_sm90a.cu"].map(|name| folder.join(name));
         let wrapped = out.join("host");
         at(&wrapped, fs::create_dir_all(&wrapped))?;
-        let sources = sources.iter().filter(|source| !stem(source).ends_with(SM90A_ONLY));
-        let sources: Vec<PathBuf> = sources.cloned().chain([planted]).collect();
+        let sources: Vec<PathBuf> = sources.iter().cloned().chain(planted).collect();
         let compiler = kernels.get_compiler();
         each(&sources, |source| {
             // Why a namespace: cuda/host/host.h, at __shared__.
             let file = wrapped.join(format!("{}.cpp", stem(source)));
             let text = format!(
-                "#include \"host/host.h\"\nnamespace {{\n#include \"{}\"\n}}\n",
+                "#define PUNA_SM90A {}\n#include \"host/host.h\"\n\
+                 namespace {{\n#include \"{}\"\n}}\n",
+                stem(source).ends_with(SM90A_ONLY),
                 source.display()
             );
             let object = file.with_extension("o");
