@@ -122,7 +122,8 @@ fn each_batch<const N: usize>(
     for (factors, Batch { tensors, blocks }) in batches.iter().filter(|(_, b)| b.blocks > 0) {
         let grid = [u32_of("blocks of an update", *blocks)?, 1, 1];
         let shape = Launch { grid, block: params::OPTIM_THREADS, shared_bytes: 0 };
-        launch(factors, listed.address(first), u32_of("tensors of an update", tensors.len())?, shape)?;
+        let count = u32_of("tensors of an update", tensors.len())?;
+        launch(factors, listed.address(first), count, shape)?;
         first += tensors.len();
     }
     Ok(())

@@ -114,9 +114,8 @@ fn tensors_have_the_bits_together_that_they_have_alone() {
         let ranges: Vec<_> = sizes.iter().enumerate().map(of).collect();
         let mut values: Vec<_> = numbers.iter().map(|[w, _]| guarded(&gpu, w)).collect();
         let grads: Vec<_> = numbers.iter().map(|[_, g]| guarded(&gpu, g)).collect();
-        let zeroes = || -> Vec<_> {
-            sizes.iter().map(|&n| guarded(&gpu, &vec![0f32; n + 1])).collect()
-        };
+        let zeroes =
+            || -> Vec<_> { sizes.iter().map(|&n| guarded(&gpu, &vec![0f32; n + 1])).collect() };
         let (mut m, mut v) = (zeroes(), zeroes());
         let low = sizes.iter().map(|&n| guarded(&gpu, &vec![bf16::ONE; n + 1]));
         let mut low: Vec<_> = low.collect();
