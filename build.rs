@@ -247,6 +247,7 @@ mod cuda {
     ) -> Result<()> {
         let stem = stem(source);
         let result = out.join(format!("{stem}.fatbin"));
+        // Compressed, lines for profilers and sanitizers cost little.
         let mut args: Vec<String> =
             ["-O3", "-std=c++17", "-lineinfo", "-Xptxas", "-v", "--fatbin", "--compress-mode=size"]
                 .map(String::from)
@@ -263,6 +264,8 @@ mod cuda {
             return Ok(());
         }
         let mut command = Command::new(nvcc);
+        // The slowest file is compiled for one architecture beside the other, not after it.
+        command.args(["--threads", "2"]);
         command.args(&args).arg("-I").arg(root.join("cuda")).args(["-MMD", "-MF"]);
         command.arg(&made.inputs).arg("-o").arg(&result).arg(source);
         let text = run(&mut command, &format!("nvcc refuses {}", source.display()))?;

@@ -16,6 +16,8 @@ use crate::cli::failure::Failure;
 use crate::cli::machine::Machine;
 use crate::error::Result;
 use crate::format::FileDType;
+#[cfg(feature = "cuda")]
+use crate::kernels::Place;
 use crate::kernels::attention::{AttentionArgs, KvLayer, KvShape, KvType, attention};
 use crate::kernels::matmul::{Factor, Precision, gemm};
 use crate::kernels::rows::{Pairing, Rotations, rms_norm, rope, swiglu};
@@ -74,6 +76,10 @@ struct Runner<'a> {
 /// # Errors
 /// Names that nothing has, interruption, and a closed standard output.
 pub fn run(args: &BenchArgs) -> Result<Value, Failure> {
+    #[cfg(feature = "cuda")]
+    if args.common.device.place() != Place::Cpu {
+        return super::gpu::run(args);
+    }
     args.common.device.check()?;
     let shape = shapes::named(args.shape.as_deref().unwrap_or(SHAPE))?;
     let types = match &args.r#type {

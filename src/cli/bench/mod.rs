@@ -6,6 +6,8 @@
 //! the run, `work` says what a token costs, `report` writes, `compare` judges against an older run.
 
 mod compare;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod kernels;
 mod limits;
 mod measure;

@@ -88,7 +88,7 @@ fn a_row_knows_its_shares_only_where_there_are_limits() {
         first_token_ms: None,
         bytes_per_token: Some(1e9),
         ops_per_token: 2e9,
-        unit: Unit::Int8,
+        unit: Some(Unit::Int8),
         peak_bytes: Some(7),
         joules_per_token: None,
     };
