@@ -94,6 +94,8 @@ impl From<Vec<usize>> for Selection {
             rows,
             #[cfg(feature = "cuda")]
             copy: OnceLock::new(),
+            #[cfg(feature = "cuda")]
+            room: None,
         }
     }
 }

@@ -102,7 +102,7 @@ pub(super) unsafe fn forward(
     let (mut q, mut k, mut v) =
         (map(q, plan.n_heads)?, map(k, plan.n_kv_heads)?, map(v, plan.n_kv_heads)?);
     let mut lse = lse.address();
-    let mut tiles = plan.forward.buffer.slice().address();
+    let mut tiles = plan.address(plan.forward);
     let mut p = plan.params;
     let mut args = [
         arg(&mut out),
