@@ -55,7 +55,7 @@ mod cuda {
             Some(nvcc) => fatbins(nvcc, &root, &out, &sources)?,
             // Then kernels run on the harness only, and opening a GPU says why not there.
             None if cfg!(feature = "cuda-host") => {
-                write_kernels_rs(&out, &[], "no nvcc was found")?
+                write_kernels_rs(&out, &out, &[], "no nvcc was found")?
             }
             None => {
                 return Err(format!(
@@ -200,20 +200,24 @@ mod cuda {
     fn fatbins(nvcc: &Path, root: &Path, out: &Path, sources: &[PathBuf]) -> Result<()> {
         let archs = archs(nvcc)?;
         if archs.is_empty() {
-            return write_kernels_rs(out, &[], "PUNA_CUDA_ARCHS was none");
+            return write_kernels_rs(out, out, &[], "PUNA_CUDA_ARCHS was none");
         }
+        // Beside all builds of this profile: those of other features need the same kernels, which take
+        // minutes. cargo lets one build of a profile run at a time.
+        let kept = out.ancestors().nth(3).unwrap_or(out).join("puna-kernels");
+        at(&kept, fs::create_dir_all(&kept))?;
         let version = run(Command::new(nvcc).arg("--version"), "nvcc --version")?;
-        each(sources, |source| fatbin(nvcc, &version, root, out, source, &archs))?;
+        each(sources, |source| fatbin(nvcc, &version, root, &kept, source, &archs))?;
         let stems: Vec<_> = sources.iter().map(|source| stem(source)).collect();
         // What the assembler said of every kernel's registers and memory; cuda/check.sh reads it.
         let mut report = String::new();
         for stem in &stems {
-            let file = out.join(format!("{stem}.ptxas.txt"));
+            let file = kept.join(format!("{stem}.ptxas.txt"));
             report += &at(&file, fs::read_to_string(&file))?;
         }
-        let file = out.join("ptxas.txt");
+        let file = kept.join("ptxas.txt");
         at(&file, fs::write(&file, report))?;
-        write_kernels_rs(out, &stems, "")
+        write_kernels_rs(out, &kept, &stems, "")
     }
 
     /// The architectures to compile for: as far as this nvcc knows them, or as told.
@@ -336,11 +340,11 @@ mod cuda {
         if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
     }
 
-    fn write_kernels_rs(out: &Path, stems: &[&str], why_none: &str) -> Result<()> {
+    fn write_kernels_rs(out: &Path, kept: &Path, stems: &[&str], why_none: &str) -> Result<()> {
         let rows: String = stems
             .iter()
             .map(|stem| {
-                let file = out.join(format!("{stem}.fatbin"));
+                let file = kept.join(format!("{stem}.fatbin"));
                 format!("    ({stem:?}, include_bytes!({:?})),\n", file.to_string_lossy())
             })
             .collect();
@@ -410,17 +414,18 @@ mod cuda {
                 runtime.file(path);
             }
         }
-        let planted = folder.join("planted.cu");
+        let planted = ["planted.cu", "planted_sm90a.cu"].map(|name| folder.join(name));
         let wrapped = out.join("host");
         at(&wrapped, fs::create_dir_all(&wrapped))?;
-        let sources = sources.iter().filter(|source| !stem(source).ends_with(SM90A_ONLY));
-        let sources: Vec<PathBuf> = sources.cloned().chain([planted]).collect();
+        let sources: Vec<PathBuf> = sources.iter().cloned().chain(planted).collect();
         let compiler = kernels.get_compiler();
         each(&sources, |source| {
             // Why a namespace: cuda/host/host.h, at __shared__.
             let file = wrapped.join(format!("{}.cpp", stem(source)));
             let text = format!(
-                "#include \"host/host.h\"\nnamespace {{\n#include \"{}\"\n}}\n",
+                "#define PUNA_SM90A {}\n#include \"host/host.h\"\n\
+                 namespace {{\n#include \"{}\"\n}}\n",
+                stem(source).ends_with(SM90A_ONLY),
                 source.display()
             );
             let object = file.with_extension("o");

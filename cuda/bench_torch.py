@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The rows of `puna bench --kernels --device cuda`, by PyTorch on the same card.
 
-    puna bench --kernels --device cuda -o csv > ours.csv
-    python3 cuda/bench_torch.py ours.csv [--repetitions N] [-o csv|json] > torch.csv
+    puna bench --kernels --device cuda -o json > ours.json
+    python3 cuda/bench_torch.py ours.json [--repetitions N] > torch.json
 
 Which rows there are, and what a call's work is counted as, comes from that file, so that the two
 cannot drift apart: a row's "op" names operation and sizes. An operation that is not known here is
@@ -13,7 +13,6 @@ cuDNN's, FlashAttention's and the memory-efficient kernels that run.
 Exit status 3: no PyTorch, or no GPU that it can use.
 """
 import argparse
-import csv
 import json
 import math
 import statistics
@@ -207,15 +206,13 @@ def work(row):
 
 def read_rows(path):
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        if not rows or "op" not in rows[0]:
-            raise ValueError('no column "op"')
+        with open(path, encoding="utf-8") as file:
+            rows = json.load(file)["results"]
         return [(row["test"], row["op"], work(row), row["rate_unit"]) for row in rows]
-    except (OSError, ValueError, KeyError) as why:
+    except (OSError, ValueError, KeyError, TypeError) as why:
         print(
-            f"bench_torch.py: {path}: {why}; wanted what "
-            "`puna bench --kernels --device cuda -o csv` writes",
+            f"bench_torch.py: {path}: {why!r}; wanted what "
+            "`puna bench --kernels --device cuda -o json` writes",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -223,9 +220,8 @@ def read_rows(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rows", help="what puna bench --kernels --device cuda -o csv wrote")
+    parser.add_argument("rows", help="what puna bench --kernels --device cuda -o json wrote")
     parser.add_argument("--repetitions", type=int, default=20, metavar="N")
-    parser.add_argument("-o", "--output", choices=("csv", "json"), default="csv")
     args = parser.parse_args()
     if args.repetitions < 1:
         parser.error("--repetitions: wanted at least 1")
@@ -248,18 +244,12 @@ def main():
         else:
             rows.append(row)
     versions = {
-        "torch": torch.__version__,
+        "program": f"torch {torch.__version__}",
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "device": torch.cuda.get_device_name(),
     }
-    if args.output == "json":
-        print(json.dumps({**versions, "results": rows}))
-        return
-    columns = ["test", "op", "by", "ms", "rate", "rate_unit", "spread_ms"]
-    writer = csv.DictWriter(sys.stdout, columns + list(versions))
-    writer.writeheader()
-    writer.writerows({**row, **versions} for row in rows)
+    print(json.dumps({**versions, "results": rows}))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ find_cuobjdump() {
 newest_output() {
     local target=${CARGO_TARGET_DIR:-$root/target} file
     # The time is that of the newest file inside, since a folder keeps its own.
-    file=$(find "$target" -maxdepth 5 -path '*/build/puna-*/out/ptxas.txt' -printf '%T@ %p\n' 2>/dev/null |
+    file=$(find "$target" -maxdepth 5 -path '*/puna-kernels/ptxas.txt' -printf '%T@ %p\n' 2>/dev/null |
         sort -n | tail -1 | cut -d' ' -f2-)
     [ -n "$file" ] || fail "no compiled kernels under $target: build with --features cuda, or name their folder"
     dirname -- "$file"

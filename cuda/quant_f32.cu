@@ -39,20 +39,24 @@ struct QuantSource {
     }
 };
 
-}  // namespace
-
-extern "C" __global__ void __launch_bounds__(MATMUL_F32_SMALL_THREADS)
-    quant_f32(void* out, const void* a, const uint8_t* codes, const uint8_t* high,
-              const uint8_t* scales, const uint8_t* supers, const void* bias, QuantParams p) {
+__device__ __forceinline__ void f32_product(void* out, const void* a, const QuantView& view,
+                                            const void* bias, const QuantParams& p) {
     DYN_SMEM(smem);
     float* const tables = reinterpret_cast<float*>(smem + MATMUL_F32_SMALL_BYTES);
     fill_tables<16 + 256>(tables);
     __syncthreads();
     const MatmulParams& product = p.product;
     const Operand from_a = {a, product.a_type, (product.flags & MATMUL_A_VECTORS) != 0};
-    const bool k_inner = product.flags & MATMUL_B_TRANSPOSED;
-    const QuantSource w = {{codes, high, scales, supers, p.offset}, p, tables, k_inner};
+    const QuantSource w = {view, p, tables, (product.flags & MATMUL_B_TRANSPOSED) != 0};
     simt_product<Small>(out, StoredSource{from_a, true}, w, bias, product);
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(MATMUL_F32_SMALL_THREADS)
+    quant_f32(void* out, const void* a, const uint8_t* codes, const uint8_t* high,
+              const uint8_t* scales, const uint8_t* supers, const void* bias, QuantParams p) {
+    f32_product(out, a, {codes, high, scales, supers, p.offset}, bias, p);
 }
 
 PUNA_KERNEL(quant_f32)

@@ -116,6 +116,8 @@ void prepare_fiber(Fiber& fiber) {
     fiber.place = {};
     fiber.open_group.clear();
     fiber.groups.clear();
+    fiber.made.clear();
+    fiber.unfenced = false;
 }
 
 void set_fiber_count(size_t n) {

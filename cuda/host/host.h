@@ -62,6 +62,7 @@
 
 #include "runtime.h"
 
+#include "hopper.h"
 #include "intrinsics.h"
 #include "tensor_core.h"
 #include "warp.h"

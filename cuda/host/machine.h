@@ -29,7 +29,8 @@ struct Copy {
     int bytes, valid;
 };
 
-enum class State { Ready, AtBarrier, AtWarpOp, Done };
+// AtPhase: at a barrier in shared memory.
+enum class State { Ready, AtBarrier, AtWarpOp, AtPhase, AtNamed, Done };
 
 struct Fiber {
     char* stack = nullptr;      // lowest usable address
@@ -46,6 +47,14 @@ struct Fiber {
     void* arg = nullptr;
     std::vector<Copy> open_group;
     std::deque<std::vector<Copy>> groups;
+    // The phase, or the use of a named barrier, that the thread waits for.
+    const uint64_t* barrier = nullptr;
+    uint32_t parity = 0;
+    int named = 0;
+    uint32_t generation = 0;
+    // Barriers that it made, and whether it wrote shared memory, since its last fence_proxy_async.
+    std::vector<uint64_t*> made;
+    bool unfenced = false;
 };
 
 // How threads take turns. Each finds other mistakes: what only works because one thread happens to
@@ -97,6 +106,17 @@ void clear_shared();
 bool is_shared(const void* p, size_t bytes);
 // AddressSanitizer's finding since the last call, shortened; empty when there is none.
 std::string address_finding();
+
+// ---- bulk.cpp ----
+// Whether a fiber is ready, or what it waits for has come.
+bool can_go_on(const Fiber& fiber);
+size_t boxes_under_way();
+void land_box(size_t which);
+void bulk_block_begins();
+
+// ---- warp_group.cpp ----
+void groups_block_begins();
+std::string groups_block_ends();
 
 // ---- race.cpp: only where kernels are compiled with -fsanitize=thread ----
 void watch(char* first, size_t bytes, size_t guard, bool shared);

@@ -178,6 +178,7 @@ void note_access(const void* p, size_t bytes, Access access) {
     now.warp_syncs = warp_syncs[size_t(now.thread / 32)] & 0x7ffff;
     now.atomic = access == Access::Atomic;
     const char* name = access == Access::Read ? "read" : "write";
+    if (region->shared && access == Access::Write) machine.current->unfenced = true;
     for (size_t i = 0; i < bytes; ++i) {
         const size_t offset = at - first + i;
         Shadow& shadow = region->shadows[offset];

@@ -12,6 +12,7 @@ bool same_place(const Place& a, const Place& b) {
 }
 
 void land(const Copy& copy) {
+    machine.current->unfenced = true;
     if (copy.valid > 0) {
         note_access(copy.from, size_t(copy.valid), Access::Read);
         memcpy(copy.to, copy.from, size_t(copy.valid));

@@ -58,14 +58,14 @@ template <class... A> void call(Kernel kernel, void** args) {
     call_with(reinterpret_cast<void (*)(A...)>(kernel), args, std::index_sequence_for<A...>{});
 }
 
-// `arg_sizes`: bytes of each argument, followed by a 0.
-void add_kernel(const char* name, Kernel kernel, Caller caller, const size_t* arg_sizes);
+// `arg_sizes`: bytes of each argument, followed by a 0. `sm90a`: of compute capability 9.0 alone.
+void add_kernel(const char* name, Kernel kernel, Caller caller, const size_t* arg_sizes, bool sm90a);
 
 template <class... A> constexpr size_t ARG_SIZES[] = {sizeof(A)..., 0};
 
 struct Register {
-    template <class... A> Register(const char* name, void (*kernel)(A...)) {
-        add_kernel(name, reinterpret_cast<Kernel>(kernel), &call<A...>, ARG_SIZES<A...>);
+    template <class... A> Register(const char* name, void (*kernel)(A...), bool sm90a) {
+        add_kernel(name, reinterpret_cast<Kernel>(kernel), &call<A...>, ARG_SIZES<A...>, sm90a);
     }
 };
 

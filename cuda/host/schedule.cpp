@@ -17,6 +17,8 @@ struct Entry {
     Kernel kernel;
     Caller caller;
     std::vector<size_t> arg_sizes;
+    // Of compute capability 9.0 alone.
+    bool sm90a;
 };
 
 // Kernels register while the program starts, in no certain order: made on first use.
@@ -89,11 +91,20 @@ bool settle(bool any_ran) {
         return false;
     }
     if (any_ran) return false;
-    for (const Fiber& fiber : fibers) {
-        if (fiber.state != State::AtWarpOp) continue;
-        machine.error = "a warp operation that not all lanes of its mask reach: " + where(fiber);
-        break;
+    if (const size_t n = boxes_under_way()) {
+        const bool newest = machine.order == Order::Down || machine.order == Order::WarpDown;
+        land_box(machine.order == Order::Random ? next_random() % n : newest ? n - 1 : 0);
+        return false;
     }
+    const auto stuck = [&fibers](State state, const char* what) {
+        for (const Fiber& fiber : fibers) {
+            if (fiber.state != state || !machine.error.empty()) continue;
+            machine.error = what + where(fiber);
+        }
+    };
+    stuck(State::AtWarpOp, "a warp operation that not all lanes of its mask reach: ");
+    stuck(State::AtPhase, "a phase of a barrier that never ends: ");
+    stuck(State::AtNamed, "a named barrier that not all threads reach: ");
     return true;
 }
 
@@ -131,10 +142,11 @@ void run_grid(const uint32_t grid[3]) {
 
 }  // namespace
 
-void add_kernel(const char* name, Kernel kernel, Caller caller, const size_t* arg_sizes) {
+void add_kernel(const char* name, Kernel kernel, Caller caller, const size_t* arg_sizes,
+                bool sm90a) {
     std::vector<size_t> sizes;
     for (; *arg_sizes != 0; ++arg_sizes) sizes.push_back(*arg_sizes);
-    if (!kernels().emplace(name, Entry{kernel, caller, sizes}).second) {
+    if (!kernels().emplace(name, Entry{kernel, caller, sizes, sm90a}).second) {
         fprintf(stderr, "two kernels are called %s\n", name);
         abort();
     }
@@ -164,11 +176,17 @@ void run_block() {
         prepare_fiber(fibers[i]);
     }
     race_block_begins();
+    bulk_block_begins();
+    groups_block_begins();
     const bool whole_warps = machine.order == Order::WarpUp || machine.order == Order::WarpDown;
     std::vector<size_t> order = turns(fibers.size());
     bool any_ran;
     do {
-        if (machine.order == Order::Random) shuffle_turns(order);
+        if (machine.order == Order::Random) {
+            shuffle_turns(order);
+            const size_t n = boxes_under_way();
+            if (n > 0 && next_random() % 4 == 0) land_box(next_random() % n);
+        }
         any_ran = false;
         for (size_t first = 0, end; first < order.size(); first = end) {
             end = end_of_warp(order, first);
@@ -177,7 +195,8 @@ void run_block() {
                 again = false;
                 for (size_t k = first; k < end; ++k) {
                     Fiber& fiber = fibers[order[k]];
-                    if (fiber.state != State::Ready) continue;
+                    if (!can_go_on(fiber)) continue;
+                    fiber.state = State::Ready;
                     resume(fiber);
                     if (failed()) return;
                     any_ran = again = true;
@@ -185,6 +204,9 @@ void run_block() {
             } while (whole_warps && again);
         }
     } while (!settle(any_ran));
+    if (!machine.error.empty()) return;
+    machine.error = groups_block_ends();
+    if (boxes_under_way() > 0) machine.error = "a bulk copy is under way as its block ends";
 }
 
 }  // namespace puna_host
@@ -195,8 +217,11 @@ using namespace puna_host;
 
 extern "C" {
 
-// 1 when there is such a kernel.
-int puna_host_has_kernel(const char* name) { return kernels().count(name) != 0; }
+// 1 when there is such a kernel for a device of this compute capability, times ten.
+int puna_host_has_kernel(const char* name, int sm) {
+    const auto found = kernels().find(name);
+    return found != kernels().end() && (sm == 90 || !found->second.sm90a);
+}
 
 // How many arguments a kernel has; writes the bytes of the first `room` of them. The largest number
 // when there is no such kernel.

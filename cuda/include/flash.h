@@ -14,6 +14,17 @@
 #define FLASH_FWD_ROWS_256 64
 #define FLASH_FWD_KEYS 64
 
+/* bf16, forward by the warp groups of compute capability 9.0: rows of every box (queries of a block,
+   keys of a step), steps whose keys and values are in shared memory at once, threads: a warp group
+   that copies and two that have 64 queries each. */
+#define FLASH_GROUP_ROWS FLASH_FWD_ROWS
+#define FLASH_GROUP_STAGES 2
+#define FLASH_GROUP_THREADS 384
+/* Bytes of shared memory a column of the head, for queries, keys and values; and in all. */
+#define FLASH_GROUP_COL_BYTES (2 * FLASH_GROUP_ROWS * (1 + 2 * FLASH_GROUP_STAGES))
+#define FLASH_GROUP_BYTES_64 (1024 + 64 * FLASH_GROUP_COL_BYTES)
+#define FLASH_GROUP_BYTES_128 (1024 + 128 * FLASH_GROUP_COL_BYTES)
+
 /* bf16, backward: rows that a block owns (queries for dq, keys for dk and dv), rows of a step, and
    how many steps' rows are in shared memory at once. */
 #define FLASH_DQ_ROWS 64

@@ -24,7 +24,12 @@
 #endif
 #define DYN_SMEM(name) \
     unsigned char* const name = static_cast<unsigned char*>(::puna_host::dynamic_shared())
-#define PUNA_KERNEL(name) static const ::puna_host::Register puna_register_##name(#name, &name);
+// build.rs defines it where the file is for compute capability 9.0 alone.
+#ifndef PUNA_SM90A
+#define PUNA_SM90A false
+#endif
+#define PUNA_KERNEL(name)                                                                          \
+    static const ::puna_host::Register puna_register_##name(#name, &name, PUNA_SM90A);
 #define PUNA_AT , const char *file = __builtin_FILE(), int line = __builtin_LINE()
 #define PUNA_PASS , file, line
 #define PUNA_CHECK_ALIGNED(pointer, bytes) ::puna_host::check_aligned(pointer, bytes, file, line)

@@ -27,13 +27,14 @@
    then stay in the second-level cache. */
 #define MATMUL_GROUP 8
 
-/* The kernel for compute capability 9.0: outputs, stages, threads: a warp group that copies and two
-   that multiply. */
+/* The kernels for compute capability 9.0: outputs, inputs of a stage, stages, threads: a warp group
+   that copies and two that multiply. */
 #define WGMMA_BM 128
 #define WGMMA_BN 256
+#define WGMMA_BK 64
 #define WGMMA_STAGES 4
 #define WGMMA_THREADS 384
-#define WGMMA_BYTES (1024 + WGMMA_STAGES * (WGMMA_BM + WGMMA_BN) * 64 * 2)
+#define WGMMA_BYTES (1024 + WGMMA_STAGES * (WGMMA_BM + WGMMA_BN) * WGMMA_BK * 2)
 
 /* Tiles of the f32 kernels: 8 x 8 outputs a thread in the large one, 8 x 4 in the small one. Rows
    in shared memory are longer than a tile by the pad, so that copies meet different banks. */
@@ -74,6 +75,7 @@
 #define MATMUL_B_VECTORS 32 /* the same for b, and for its companion in a gated product */
 #define MATMUL_A_TRANSPOSED 64 /* f32 kernels only; the others are instances */
 #define MATMUL_B_TRANSPOSED 128
+#define MATMUL_CHUNKS 256 /* 16 bytes of a row of the output may be moved at once */
 
 typedef struct MatmulParams {
     /* The output is [m, n]; k inputs are summed over, then k2 of a second pair of factors. */

@@ -17,5 +17,6 @@
 #include "rope.h"
 #include "sample.h"
 #include "swiglu.h"
+#include "tensor_map.h"
 
 #endif

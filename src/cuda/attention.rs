@@ -119,8 +119,9 @@ pub struct Scores {
 ///
 /// `out` and `q` are [m, n_heads * head_dim], f32 or bf16 each, queries after RoPE. Overwrites. Sums are
 /// f32; an f32 cache has everything in f32, others round queries and exponentials to the 16 bits of
-/// f16 (f16 caches) or bf16, where also q8_0's keys and values are rounded. Positions behind a row do
-/// not matter, whatever numbers they hold. Error: `tests/cuda_vs_cpu/attention.rs`.
+/// f16 (f16 caches) or bf16, where also q8_0's keys and values are rounded. What a cache holds behind
+/// the last row does not matter, not even as a NaN; a value of the pass's own rows that is not finite
+/// can reach rows before it. Error: `tests/cuda_vs_cpu/attention.rs`.
 ///
 /// # Errors
 /// When lengths do not fit, the scale or the window cannot be, there is no such layer, or the launch

@@ -16,6 +16,8 @@ use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
 
 use super::device::Properties;
 use super::module::Launch;
+use super::params::BOX_COLS;
+use super::tensor_map::{Boxes, TensorMap};
 use crate::{Error, Result};
 
 pub(super) use capture::Executable;
@@ -252,6 +254,44 @@ impl Driver {
             Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)) => Ok(None),
             Err(e) => Err(failed(name, e)),
         }
+    }
+
+    /// A map for bulk copies: chunks permuted within 128 bytes on their way to shared memory, zeroes
+    /// for what is outside of the matrix.
+    pub fn tensor_map(&self, boxes: &Boxes) -> Result<TensorMap> {
+        use sys::{
+            CUtensorMapDataType_enum as DataType, CUtensorMapFloatOOBfill_enum as Fill,
+            CUtensorMapInterleave_enum as Interleave, CUtensorMapL2promotion_enum as Promotion,
+            CUtensorMapSwizzle_enum as Swizzle,
+        };
+        self.enter()?;
+        // Sides as the driver counts them: the one along memory first.
+        let sizes = [boxes.cols, boxes.rows];
+        let strides = [2 * boxes.stride];
+        let box_sizes = [BOX_COLS, boxes.box_rows];
+        let element_strides = [1u32, 1];
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: the four arrays have an element a side, or one less for the strides, and outlive
+        // the call, which keeps the address and reads nothing of it.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                DataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                2,
+                ptr::with_exposed_provenance_mut(boxes.address as usize),
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                box_sizes.as_ptr(),
+                element_strides.as_ptr(),
+                Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                Swizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(|e| failed("a map for bulk copies", e))?;
+        Ok(TensorMap { opaque: map.opaque })
     }
 
     /// Lets launches of a kernel have this much dynamic shared memory, beyond the 48 KiB that need

@@ -4,6 +4,8 @@
 //! A sequence has the same bits whatever it is packed with, and however often it is computed: blocks
 //! are cut by a sequence's length alone, and no two of them add to the same number.
 
+mod hopper;
+
 use super::floats::expect_dtype;
 use super::params::{self, FlashParams, FlashPrepareParams, FlashTile};
 use super::{
@@ -14,6 +16,7 @@ use crate::{Error, Result};
 use half::bf16;
 use std::cmp::Reverse;
 
+pub use hopper::Forward;
 pub use puna_cpu::flash::Shape;
 
 /// A kernel, and what a block of it takes.
@@ -43,6 +46,8 @@ pub(crate) struct Flash {
     bf16_any: [Instance; 3],
     f32: [Instance; 3],
     prepare: Prepare,
+    /// `None` on devices of another kind.
+    hopper: Option<hopper::Hopper>,
 }
 
 /// By the types of dout and of the rows.
@@ -109,6 +114,7 @@ impl Flash {
                 bf16: modules.function("flash_bwd_prepare_bf16")?,
                 f32_bf16: modules.function("flash_bwd_prepare_f32_bf16")?,
             },
+            hopper: hopper::Hopper::load(modules)?,
         })
     }
 
@@ -366,7 +372,22 @@ pub fn forward(
     plan: &Plan,
     out: FloatsMut<'_>,
     lse: DeviceSliceMut<'_, f32>,
+    rows: [Floats<'_>; 3],
+) -> Result<()> {
+    forward_by(gpu, plan, out, lse, rows, Forward::Chosen)
+}
+
+/// [`forward`] by a kernel that the caller names, for tests.
+///
+/// # Errors
+/// As [`forward`], and when the device has no such kernel for this plan.
+pub fn forward_by(
+    gpu: &Gpu,
+    plan: &Plan,
+    out: FloatsMut<'_>,
+    lse: DeviceSliceMut<'_, f32>,
     [q, k, v]: [Floats<'_>; 3],
+    by: Forward,
 ) -> Result<()> {
     let (n, m) = (plan.n_heads, plan.n_kv_heads);
     plan.check_rows(&[("out", &out.as_floats(), n), ("q", &q, n), ("k", &k, m), ("v", &v, m)])?;
@@ -374,9 +395,16 @@ pub fn forward(
     if plan.t == 0 {
         return Ok(());
     }
+    let vectors = plan.vectors(&[out.address(), q.address(), k.address(), v.address()])?;
+    if let Some(kernel) = hopper::kernel(gpu, plan, by)? {
+        // SAFETY: the lengths and types were compared with the plan's above.
+        return unsafe {
+            hopper::forward(gpu, plan, kernel, out.address(), lse.as_slice(), [q, k, v])
+        };
+    }
     let (mut to, mut sums) = (out.address(), lse.address());
     let (mut q, mut k, mut v) = (q.address(), k.address(), v.address());
-    let mut p = plan.params(plan.vectors(&[to, q, k, v])?, false);
+    let mut p = plan.params(vectors, false);
     let mut tiles = plan.address(plan.forward);
     let mut args = [
         arg(&mut to),

@@ -8,13 +8,22 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::device::Properties;
 use super::module::Launch;
+use super::tensor_map::{Boxes, TensorMap};
 use crate::{Error, Result};
 
-// cuda/host/schedule.cpp and memory.cpp
+// cuda/host/schedule.cpp, memory.cpp and bulk.cpp
 unsafe extern "C" {
     fn puna_host_sanitizer() -> *const c_char;
-    fn puna_host_has_kernel(name: *const c_char) -> c_int;
     fn puna_host_arg_sizes(name: *const c_char, sizes: *mut usize, room: usize) -> usize;
+    fn puna_host_has_kernel(name: *const c_char, sm: c_int) -> c_int;
+    fn puna_host_tensor_map(
+        map: *mut u64,
+        address: u64,
+        rows: u64,
+        cols: u64,
+        stride: u64,
+        box_rows: u64,
+    );
     fn puna_host_alloc(bytes: usize) -> *mut c_void;
     fn puna_host_free(address: *mut c_void) -> c_int;
     fn puna_host_launch(
@@ -69,21 +78,30 @@ pub(super) fn sanitizer() -> &'static str {
 }
 
 impl Host {
-    /// One of whose memory so many bytes can be used.
-    pub fn new(order: u32, memory: Option<usize>) -> Result<Self> {
+    /// One of whose memory so many bytes can be used; `hopper`: as a device of compute capability 9.0.
+    pub fn new(order: u32, memory: Option<usize>, hopper: bool) -> Result<Self> {
         let known = matches!(order, 0..=4 | 10..=14);
         let order = c_int::try_from(order).ok().filter(|_| known).ok_or_else(|| {
             Error::config("order of the harness", order, "wanted 0 to 4 or 10 to 14")
         })?;
-        let properties = Properties {
+        // What its kernels may use is what sm_80 or sm_90 has.
+        let plain = Properties {
             name: "host harness".into(),
-            // What its kernels may use is what sm_80 has.
             capability: (8, 0),
             n_multiprocessors: 1,
             shared_bytes: 163 << 10,
             total_bytes: memory.unwrap_or(MEMORY),
         };
         let (used_bytes, tape) = (AtomicUsize::new(0), Mutex::default());
+        let properties = if hopper {
+            let name = "host harness as Hopper".into();
+            // So that kernels whose blocks take turns at their work have some that do.
+            let n_multiprocessors = 2;
+            let shared_bytes = 227 << 10;
+            Properties { name, capability: (9, 0), n_multiprocessors, shared_bytes, ..plain }
+        } else {
+            plain
+        };
         Ok(Host { order, properties, used_bytes, tape })
     }
 
@@ -206,8 +224,18 @@ impl Host {
 
     pub fn has_kernel(&self, name: &str) -> bool {
         let Ok(name) = CString::new(name) else { return false };
+        let sm = if self.properties.capability == (9, 0) { 90 } else { 80 };
         // SAFETY: the name is a C string that outlives the call.
-        unsafe { puna_host_has_kernel(name.as_ptr()) == 1 }
+        unsafe { puna_host_has_kernel(name.as_ptr(), sm) == 1 }
+    }
+
+    pub fn tensor_map(&self, boxes: &Boxes) -> TensorMap {
+        let &Boxes { address, rows, cols, stride, box_rows } = boxes;
+        let mut map = TensorMap::default();
+        let words = map.opaque.as_mut_ptr();
+        // SAFETY: it writes at most the 16 words that a map has.
+        unsafe { puna_host_tensor_map(words, address, rows, cols, stride, box_rows.into()) };
+        map
     }
 
     /// Sizes of a kernel's arguments.

@@ -18,6 +18,7 @@
 
 mod choose;
 mod factor;
+mod hopper;
 
 use super::params;
 use super::tune::{self, Form};
@@ -82,6 +83,8 @@ pub(crate) struct Matmul {
     skinny_gated: [[Function; 2]; 2],
     /// Weights in f32, bf16 and f16; of each up to 1, 4, 8 and 16 rows.
     matvec: [[Function; 4]; 3],
+    /// `None` on devices of another kind.
+    hopper: Option<hopper::Hopper>,
 }
 
 /// Functions of these names.
@@ -129,6 +132,7 @@ impl Matmul {
                     "matvec_f16_1", "matvec_f16_4", "matvec_f16_8", "matvec_f16_16",
                 ])?,
             ],
+            hopper: hopper::Hopper::load(modules)?,
         })
     }
 }
@@ -200,6 +204,16 @@ pub fn gemm_by(gpu: &Gpu, product: Product<'_>, kernel: Kernel) -> Result<()> {
                 shared_bytes: 0,
             };
             (&kernels.matvec[b.source.tag() as usize][rows], launch)
+        }
+        (Kernel::Wgmma, _) => {
+            p.flags |= hopper::chunks(&out, shape.n);
+            (&hopper::of(gpu)?.wgmma, hopper::launch(shape)?)
+        }
+        (Kernel::Tma, _) => {
+            p.flags |= hopper::chunks(&out, shape.n);
+            let bias = bias.map_or(0, |bias| bias.address());
+            // SAFETY: as below.
+            return unsafe { hopper::launch_tma(gpu, shape, out.address(), [&a, &b], bias, p) };
         }
         (Kernel::Any | Kernel::Chosen, _) => (&kernels.any[form as usize], any(shape)?),
     };
@@ -297,7 +311,7 @@ pub fn gated_by(
     }
     // One flag says of both weights whether they are aligned.
     let w = if w3.is_aligned() { w1 } else { w3 };
-    let kernel = kernel.resolve(gpu, Precision::Bf16, shape, &x, &w)?;
+    let kernel = kernel.resolve_gated(gpu, shape, &x, &w)?;
     let mut p = shape.params(1.0, flags(&out, false, shape.n, Some(&x), Some(&w)))?;
     (p.a_type, p.b_type) = (x.source.tag(), w.source.tag());
     let kernels = &gpu.matmul;
@@ -313,8 +327,8 @@ pub fn gated_by(
             (function, skinny(shape, wide, f32, 2)?)
         }
         Kernel::Any | Kernel::Chosen => (&kernels.gated_any, any(doubled)?),
-        Kernel::Matvec => {
-            return Err(Error::Unsupported("a gated product in single precision".into()));
+        Kernel::Matvec | Kernel::Wgmma | Kernel::Tma => {
+            return Err(Error::Unsupported(format!("a gated product by {kernel:?} kernels")));
         }
     };
     let (mut to, mut x) = (out.address(), x.address());

@@ -34,6 +34,7 @@ mod module;
 #[cfg(feature = "cuda-host")]
 pub mod planted;
 mod staging;
+mod tensor_map;
 mod tune;
 
 // The kernel families: one line each here, in `Gpu` and in `Gpu::with`, sorted.
@@ -126,7 +127,26 @@ impl Gpu {
     /// When `PUNA_HOST_ORDER` is no such order, or `PUNA_HOST_MEMORY` no number.
     #[cfg(feature = "cuda-host")]
     pub fn host() -> Result<Gpu> {
-        Gpu::host_with(host_number("PUNA_HOST_ORDER", "wanted a number, 0 to 4 or 10 to 14")?, None)
+        Gpu::host_with(host_order()?, None, false)
+    }
+
+    /// [`Gpu::host`] as a device of compute capability 9.0: it has the kernels of warp groups and
+    /// bulk copies too, as far as reading the manual gives their meaning (`cuda/host/hopper.h`).
+    ///
+    /// # Errors
+    /// As [`Gpu::host`].
+    #[cfg(feature = "cuda-host")]
+    pub fn host_hopper() -> Result<Gpu> {
+        Gpu::host_with(host_order()?, None, true)
+    }
+
+    /// [`Gpu::host_hopper`] with this order.
+    ///
+    /// # Errors
+    /// When there is no such order.
+    #[cfg(feature = "cuda-host")]
+    pub fn host_hopper_in_order(order: u32) -> Result<Gpu> {
+        Gpu::host_with(Some(order), None, true)
     }
 
     /// [`Gpu::host`] with this order.
@@ -135,7 +155,7 @@ impl Gpu {
     /// When there is no such order.
     #[cfg(feature = "cuda-host")]
     pub fn host_in_order(order: u32) -> Result<Gpu> {
-        Gpu::host_with(Some(order), None)
+        Gpu::host_with(Some(order), None, false)
     }
 
     /// [`Gpu::host`] with so many bytes of memory.
@@ -144,17 +164,16 @@ impl Gpu {
     /// As [`Gpu::host`].
     #[cfg(feature = "cuda-host")]
     pub fn host_with_memory(bytes: usize) -> Result<Gpu> {
-        let order = host_number("PUNA_HOST_ORDER", "wanted a number, 0 to 4 or 10 to 14")?;
-        Gpu::host_with(order, Some(bytes))
+        Gpu::host_with(host_order()?, Some(bytes), false)
     }
 
     #[cfg(feature = "cuda-host")]
-    fn host_with(order: Option<u32>, memory: Option<usize>) -> Result<Gpu> {
+    fn host_with(order: Option<u32>, memory: Option<usize>, hopper: bool) -> Result<Gpu> {
         let memory = match memory {
             Some(bytes) => Some(bytes),
             None => host_number("PUNA_HOST_MEMORY", "wanted a number of bytes")?,
         };
-        Gpu::with(Backend::Host(Host::new(order.unwrap_or(0), memory)?))
+        Gpu::with(Backend::Host(Host::new(order.unwrap_or(0), memory, hopper)?))
     }
 
     #[cfg(feature = "cuda-host")]
@@ -403,6 +422,11 @@ fn host_number<T: std::str::FromStr>(
 ) -> Result<Option<T>> {
     let Ok(text) = std::env::var(name) else { return Ok(None) };
     text.parse().map(Some).map_err(|_| Error::config(name, &text, wanted))
+}
+
+#[cfg(feature = "cuda-host")]
+fn host_order() -> Result<Option<u32>> {
+    host_number("PUNA_HOST_ORDER", "wanted a number, 0 to 4 or 10 to 14")
 }
 
 /// What the harness was compiled with: `address`, `race` or nothing.

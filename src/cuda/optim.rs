@@ -68,7 +68,7 @@ impl List {
 
 impl Listed<'_> {
     /// Where the tensors from this one on are listed.
-    fn from(&self, first: usize) -> u64 {
+    fn address(&self, first: usize) -> u64 {
         let Some((_, buffer)) = &*self.0 else { return 0 };
         buffer.slice().range(first * WORDS..buffer.len()).address()
     }
@@ -122,7 +122,8 @@ fn each_batch<const N: usize>(
     for (factors, Batch { tensors, blocks }) in batches.iter().filter(|(_, b)| b.blocks > 0) {
         let grid = [u32_of("blocks of an update", *blocks)?, 1, 1];
         let shape = Launch { grid, block: params::OPTIM_THREADS, shared_bytes: 0 };
-        launch(factors, listed.from(first), u32_of("tensors of an update", tensors.len())?, shape)?;
+        let count = u32_of("tensors of an update", tensors.len())?;
+        launch(factors, listed.address(first), count, shape)?;
         first += tensors.len();
     }
     Ok(())
@@ -261,7 +262,7 @@ pub fn sum_of_squares(gpu: &Gpu, tensors: &[DeviceSlice<'_, f32>]) -> Result<f64
     }
     let (sums, total) = (gpu.alloc::<f64>(blocks)?, gpu.alloc::<f64>(1)?);
     let listed = gpu.optim.summed.put(gpu, &tensors)?;
-    let [mut to, mut list] = [sums.slice().address(), listed.from(0)];
+    let [mut to, mut list] = [sums.slice().address(), listed.address(0)];
     let mut p = SquaresParams { tensors: u32_of("tensors of a sum", tensors.len())?, pad_: 0 };
     let mut args = [arg(&mut to), arg(&mut list), arg(&mut p)];
     // SAFETY: an entry says the length of its tensor, `wide` is set by its address; `sums` has an

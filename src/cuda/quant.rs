@@ -356,10 +356,11 @@ fn skinny_rows(
     format: Format,
     products: u32,
 ) -> Result<(Aligned, u32, Launch)> {
-    if x.is_aligned() && matches!(x.source, Source::F32(_)) {
-        if let Some(launch) = skinny_launch(gpu, shape, true, format, products)? {
-            return Ok((Aligned { copy: None, cols: x.cols }, params::MATMUL_F32, launch));
-        }
+    if x.is_aligned()
+        && matches!(x.source, Source::F32(_))
+        && let Some(launch) = skinny_launch(gpu, shape, true, format, products)?
+    {
+        return Ok((Aligned { copy: None, cols: x.cols }, params::MATMUL_F32, launch));
     }
     let launch = skinny_launch(gpu, shape, false, format, products)?;
     let launch = launch.ok_or_else(|| {

@@ -69,6 +69,19 @@ pub fn is_wide(sm: u32, n: usize) -> bool {
     n >= device(sm).wide_from
 }
 
+/// Whether operations may choose the kernels of warp groups, of which none has run on a GPU yet:
+/// where the variable `PUNA_CUDA_WGMMA` is 1 when a device is opened.
+pub fn groups_are_chosen() -> bool {
+    std::env::var("PUNA_CUDA_WGMMA").is_ok_and(|value| value == "1")
+}
+
+/// Whether a product [m, n] is one for the tiles of warp groups (compute capability 9.0), of
+/// 128 x 256. Half of H100's multiprocessors with them do what all do with smaller ones, whose
+/// instructions reach about half of its rate.
+pub fn is_for_groups(m: usize, n: usize) -> bool {
+    m.div_ceil(128).saturating_mul(n.div_ceil(256)) >= 66
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,5 +100,6 @@ mod tests {
         assert!(is_large(90, Form::Nt, 4096, 4096));
         assert!(!is_large(90, Form::Tn, 16, 4096));
         assert!(is_wide(90, 4096) && !is_wide(90, 1024));
+        assert!(is_for_groups(2048, 4096) && !is_for_groups(512, 4096));
     }
 }

@@ -90,6 +90,10 @@ impl Selection {
 
 impl From<Vec<usize>> for Selection {
     fn from(rows: Vec<usize>) -> Selection {
-        Selection { rows, ..Selection::default() }
+        Selection {
+            rows,
+            #[cfg(feature = "cuda")]
+            copy: OnceLock::new(),
+        }
     }
 }

@@ -374,7 +374,14 @@ impl Model {
     /// # Errors
     /// When the capacity is 0 or too large to address.
     pub fn new_cache(&self, capacity: usize, kv_type: KvType) -> Result<KvCache> {
-        KvCache::new(&self.config, capacity, kv_type, &self.device.home())
+        let cache = KvCache::new(&self.config, capacity, kv_type, &self.device.home());
+        // A GPU alone tells what is free: what is neither the weights' nor somebody else's.
+        cache.map_err(|e| {
+            e.with_hint(|free, used| {
+                let weights = self.memory(capacity, kv_type).ok()?.weights_bytes;
+                self.session_hint(capacity, kv_type, free + used.saturating_sub(weights))
+            })
+        })
     }
 
     /// Buffers for forward passes; one per thread that calls [`Model::forward`].

@@ -52,12 +52,8 @@ pub struct WeightBytes {
     pub half: u64,
     /// Quantised matrices that are multiplied: rearranged panels.
     pub packed: u64,
-    /// Their elements.
-    pub packed_elements: u64,
     /// A quantised table that is only looked up: pages of the file.
     pub blocks: u64,
-    /// Its elements.
-    pub blocks_elements: u64,
     /// Norms and biases, widened to f32.
     pub vectors: u64,
     /// Of all these, the linear layers of the blocks.
@@ -98,12 +94,8 @@ impl WeightBytes {
                 (&[_, _], FileDType::F32) => bytes.f32 += len,
                 (&[n, k], FileDType::Block(block)) if !looked_up => {
                     bytes.packed += PackedMatrix::bytes_of(block, n, k) as u64;
-                    bytes.packed_elements += (n * k) as u64;
                 }
-                (&[n, k], FileDType::Block(_)) => {
-                    bytes.blocks += len;
-                    bytes.blocks_elements += (n * k) as u64;
-                }
+                (&[_, _], FileDType::Block(_)) => bytes.blocks += len,
                 (&[_, _], _) => bytes.half += len,
                 _ => bytes.vectors += 4 * tensor.n_elements() as u64,
             }

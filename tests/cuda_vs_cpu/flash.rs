@@ -2,7 +2,7 @@
 //! tiles, windows, grouped heads, gradients; bits that do not depend on company.
 
 use half::bf16;
-use puna::cuda::flash::{Plan, Saved, Shape, backward, forward};
+use puna::cuda::flash::{Forward, Plan, Saved, Shape, backward, forward, forward_by};
 use puna::cuda::{DeviceBuffer, Floats, FloatsMut, Gpu};
 use puna::error::Error;
 use puna::rng::Rng;
@@ -18,22 +18,22 @@ use crate::support::{
 const EPS: f64 = f32::EPSILON as f64;
 
 #[derive(Clone, Debug)]
-struct Case {
-    heads: [usize; 2],
-    head_dim: usize,
-    window: Option<usize>,
-    spans: Vec<usize>,
+pub struct Case {
+    pub heads: [usize; 2],
+    pub head_dim: usize,
+    pub window: Option<usize>,
+    pub spans: Vec<usize>,
     /// Factor of the queries.
-    size: f32,
+    pub size: f32,
 }
 
-fn case(heads: [usize; 2], head_dim: usize, window: Option<usize>, spans: &[usize]) -> Case {
+pub fn case(heads: [usize; 2], head_dim: usize, window: Option<usize>, spans: &[usize]) -> Case {
     Case { heads, head_dim, window, spans: spans.to_vec(), size: 1.0 }
 }
 
 /// How rows and dout are stored.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+pub enum Kind {
     F32,
     Bf16,
     /// bf16 rows, f32 dout.
@@ -76,23 +76,23 @@ impl<'g> Block<'g> {
 }
 
 #[derive(Clone)]
-struct Inputs {
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    dout: Vec<f32>,
+pub struct Inputs {
+    pub q: Vec<f32>,
+    pub k: Vec<f32>,
+    pub v: Vec<f32>,
+    pub dout: Vec<f32>,
 }
 
 #[derive(Clone)]
-struct Outputs {
-    out: Vec<f32>,
-    lse: Vec<f32>,
+pub struct Outputs {
+    pub out: Vec<f32>,
+    pub lse: Vec<f32>,
     /// Of q, k and v.
-    grads: [Vec<f32>; 3],
+    pub grads: [Vec<f32>; 3],
 }
 
 impl Case {
-    fn shape(&self) -> Shape<'_> {
+    pub fn shape(&self) -> Shape<'_> {
         Shape {
             n_heads: self.heads[0],
             n_kv_heads: self.heads[1],
@@ -103,12 +103,12 @@ impl Case {
         }
     }
 
-    fn t(&self) -> usize {
+    pub fn t(&self) -> usize {
         self.spans.iter().sum()
     }
 
     /// Numbers that the kind holds exactly.
-    fn inputs(&self, seed: u64, kind: Kind) -> Inputs {
+    pub fn inputs(&self, seed: u64, kind: Kind) -> Inputs {
         let mut rng = Rng::new(seed, 0);
         let mut draw = |heads: usize, size: f32, low: bool| -> Vec<f32> {
             let x = normals(&mut rng, self.t() * heads * self.head_dim);
@@ -125,6 +125,11 @@ impl Case {
     }
 
     fn run(&self, gpu: &Gpu, inputs: &Inputs, kind: Kind) -> Outputs {
+        self.run_by(gpu, inputs, kind, Forward::Chosen)
+    }
+
+    /// Forward by this kernel, backward from what it left.
+    pub fn run_by(&self, gpu: &Gpu, inputs: &Inputs, kind: Kind, by: Forward) -> Outputs {
         let low = kind != Kind::F32;
         let plan = Plan::new(gpu, &self.shape(), low).unwrap();
         let block = |x: &[f32]| Block::new(gpu, low, x);
@@ -133,7 +138,7 @@ impl Case {
         let mut out = block(&vec![777.0; inputs.q.len()]);
         let mut lse = guarded(gpu, &vec![777.0; self.t() * self.heads[0]]);
         let rows = [q.floats(), k.floats(), v.floats()];
-        forward(gpu, &plan, out.floats_mut(), lse.slice_mut(), rows).unwrap();
+        forward_by(gpu, &plan, out.floats_mut(), lse.slice_mut(), rows, by).unwrap();
         let dout = Block::new(gpu, kind == Kind::Bf16, &inputs.dout);
         let mut grads =
             [&inputs.q, &inputs.k, &inputs.v].map(|x| guarded(gpu, &vec![777.0; x.len()]));
@@ -156,7 +161,7 @@ impl Case {
     /// add n EPS. On tensor cores probabilities, and their slopes, are also off by EPS_BF16 where they
     /// meet a third factor; so is d, through the stored out. A dout of f32 is rounded twice: where
     /// it meets values, and inside of d.
-    fn check(&self, failures: &mut Failures, inputs: &Inputs, kind: Kind, got: &Outputs) {
+    pub fn check(&self, failures: &mut Failures, inputs: &Inputs, kind: Kind, got: &Outputs) {
         let low = kind != Kind::F32;
         let [q, k, v, dout] = [&inputs.q, &inputs.k, &inputs.v, &inputs.dout].map(|x| to_f64(x));
         let shape = AttentionRowsShape {
@@ -278,7 +283,7 @@ fn flash_neither_overflows_nor_loses_rows_of_large_scores() {
 }
 
 /// `x` with the numbers of some of its `t` rows replaced.
-fn with_rows(x: &[f32], t: usize, rows: std::ops::Range<usize>, value: f32) -> Vec<f32> {
+pub fn with_rows(x: &[f32], t: usize, rows: std::ops::Range<usize>, value: f32) -> Vec<f32> {
     let mut x = x.to_vec();
     let dim = x.len() / t;
     x[rows.start * dim..rows.end * dim].fill(value);

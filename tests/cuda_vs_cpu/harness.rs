@@ -1,4 +1,4 @@
-//! The host harness finds what is planted in `cuda/host/planted.cu`, each mistake in every order in
+//! The host harness finds what is planted in `cuda/host/planted*.cu`, each mistake in every order in
 //! which it can be found, and nothing in the kernels that have none.
 #![cfg(feature = "cuda-host")]
 
@@ -42,6 +42,12 @@ const PLANTED_MISTAKES: &[(&str, Found, Found, Found)] = &[
     ("planted_misaligned_copy", VECTOR, VECTOR, VECTOR),
     ("planted_uninitialised", Wrong, Wrong, Wrong),
     ("planted_overflow", same("overflows"), same("overflows"), same("overflows")),
+    ("planted_no_arrival", PHASE, PHASE, PHASE),
+    ("planted_expected_bytes", PHASE, PHASE, PHASE),
+    ("planted_arrivals", ARRIVALS, ARRIVALS, ARRIVALS),
+    ("planted_no_barrier_made", NOT_MADE, NOT_MADE, NOT_MADE),
+    ("planted_no_fence", FENCE, FENCE, FENCE),
+    ("planted_no_turn", TURN, TURN, TURN),
 ];
 
 const fn same(words: &'static str) -> Found {
@@ -54,10 +60,15 @@ const OUTSIDE: Found = Says("a write outside of a buffer");
 const POISON: Found = Says("AddressSanitizer: use-after-poison");
 const INDEX: Found = Says("an index outside of its array");
 const VECTOR: Found = Says("an access of 16 bytes");
+const PHASE: Found = Says("a phase of a barrier that never ends");
+const ARRIVALS: Found = Says("more arrivals than");
+const NOT_MADE: Found = Says("a barrier that was not initialised");
+const FENCE: Found = Says("without fence_proxy_async");
+const TURN: Found = Says("a named barrier that not all threads reach");
 
 /// The result of a kernel, or the harness' error.
 fn run(order: u32, name: &'static str, x: &[f32]) -> Result<Vec<f32>, String> {
-    let gpu = Gpu::host_in_order(order).expect("the order is one of the list");
+    let gpu = Gpu::host_hopper_in_order(order).expect("the order is one of the list");
     let from = gpu.upload(x).expect("room");
     let mut out = gpu.upload(x).expect("room");
     let blocks = if name == "planted_two_blocks" { 2 } else { 1 };
@@ -121,7 +132,7 @@ fn every_planted_mistake_is_found() {
 #[test]
 fn nothing_is_found_where_nothing_is_planted() {
     let (x, mut failures) = (input(), Failures::default());
-    for name in ["planted_nothing", "planted_nothing_either"] {
+    for name in ["planted_nothing", "planted_nothing_either", "planted_phases", "planted_turns"] {
         for order in ORDERS {
             let result = run(order, name, &x);
             if result.as_ref().ok() != Some(&right_result(name, &x)) {

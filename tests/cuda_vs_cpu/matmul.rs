@@ -135,21 +135,22 @@ pub fn store_error(bf16: bool, size: f64) -> f64 {
     if bf16 { size / 256.0 + 1e-38 } else { 1e-38 }
 }
 
-struct Case {
-    m: usize,
-    n: usize,
-    k: usize,
-    a: (Kind, bool),
-    b: (Kind, bool),
-    skip: usize,
-    precision: Precision,
-    alpha: f32,
-    bias: Option<Kind>,
+pub struct Case {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// Types, and whether factors are transposed.
+    pub a: (Kind, bool),
+    pub b: (Kind, bool),
+    pub skip: usize,
+    pub precision: Precision,
+    pub alpha: f32,
+    pub bias: Option<Kind>,
 }
 
 /// Computes the case by one kernel into f32 and bf16, overwriting once and adding twice; whether the
 /// kernel takes it.
-fn check(gpu: &Gpu, case: &Case, kernel: Kernel, seed: u64) -> bool {
+pub fn check(gpu: &Gpu, case: &Case, kernel: Kernel, seed: u64) -> bool {
     let &Case { m, n, k, a, b, skip, precision, alpha, bias } = case;
     let mut rng = Rng::new(seed, 0);
     let mut draw = |(kind, transposed): (Kind, bool), rows: usize, cols: usize| {

@@ -96,6 +96,62 @@ fn adamw_follows_the_reference_for_some_steps() {
     failures.end();
 }
 
+/// Many tensors of two settings, some of them empty, some with `low`, one unaligned: more than one block
+/// to each and several to some.
+#[test]
+fn tensors_have_the_bits_together_that_they_have_alone() {
+    let Some(gpu) = gpu() else { return };
+    let mut failures = Failures::default();
+    let sizes: Vec<usize> = SIZES.iter().copied().chain([5000, 3, 0, 4096, 1]).collect();
+    let mut rng = Rng::new(19, 0);
+    let mut draw = |n: usize| normals(&mut rng, n + 1);
+    let numbers: Vec<_> = sizes.iter().map(|&n| [draw(n), draw(n)]).collect();
+    let run = |together: bool| {
+        let of = |(i, &n): (usize, &usize)| {
+            let skip = usize::from(i == 4);
+            skip..skip + n
+        };
+        let ranges: Vec<_> = sizes.iter().enumerate().map(of).collect();
+        let mut values: Vec<_> = numbers.iter().map(|[w, _]| guarded(&gpu, w)).collect();
+        let grads: Vec<_> = numbers.iter().map(|[_, g]| guarded(&gpu, g)).collect();
+        let zeroes =
+            || -> Vec<_> { sizes.iter().map(|&n| guarded(&gpu, &vec![0f32; n + 1])).collect() };
+        let (mut m, mut v) = (zeroes(), zeroes());
+        let low = sizes.iter().map(|&n| guarded(&gpu, &vec![bf16::ONE; n + 1]));
+        let mut low: Vec<_> = low.collect();
+        for t in 1..=2 {
+            let moments = m.iter_mut().zip(&mut v).zip(&mut low);
+            let all = values.iter_mut().zip(&grads).zip(moments).zip(&ranges).enumerate();
+            let tensors = all.map(|(i, (((w, g), ((m, v), low)), of))| AdamWTensor {
+                value: w.slice_mut().range_mut(of.clone()),
+                low: (i % 3 == 0).then(|| low.slice_mut().range_mut(of.clone())),
+                m: m.slice_mut().range_mut(of.clone()),
+                v: v.slice_mut().range_mut(of.clone()),
+                grad: g.slice().range(of.clone()),
+                hyper: adamw_at(t, if i % 2 == 0 { 0.1 } else { 0.0 }),
+            });
+            if together {
+                adamw(&gpu, tensors).unwrap();
+            } else {
+                tensors.for_each(|tensor| adamw(&gpu, [tensor]).unwrap());
+            }
+        }
+        let values: Vec<_> = values.iter().map(|x| x.check()).collect();
+        (values, low.iter().map(|x| x.check()).collect::<Vec<_>>())
+    };
+    let (together, alone) = (run(true), run(false));
+    for (i, (found, wanted)) in together.0.iter().zip(&alone.0).enumerate() {
+        failures.compare_bits(&format!("tensor {i} of {}", sizes[i]), found, wanted);
+        if sizes[i] > 0 && *found == numbers[i][0] {
+            failures.note(format!("tensor {i} did not move"));
+        }
+    }
+    for (i, (found, wanted)) in together.1.iter().zip(&alone.1).enumerate() {
+        failures.compare_bits(&format!("low {i} of {}", sizes[i]), found, wanted);
+    }
+    failures.end();
+}
+
 #[test]
 fn sgd_follows_the_reference_for_some_steps() {
     let Some(gpu) = gpu() else { return };

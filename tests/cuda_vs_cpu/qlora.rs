@@ -9,6 +9,7 @@ use puna_cpu::quant::BlockType;
 use std::path::Path;
 
 use crate::model::{both, compare, compare_low, lora, options, spec};
+use crate::support::fixture;
 
 fn qlora(double_quant: bool) -> TuneMethod {
     TuneMethod::QLora { spec: spec(), adapter: None, double_quant }
@@ -32,7 +33,7 @@ fn gradients_beside_nf4_in_bf16_are_as_near_to_those_in_f32_as_the_cpu_s() {
 
 /// A fixture as a GGUF file of this type.
 fn quantised(model: &str, block: BlockType, dir: &Path) -> String {
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model);
+    let from = fixture(model);
     let to = dir.join(format!("{model}-{}.gguf", block.name()));
     quantize(&from, &to, FileDType::Block(block), &WriteOptions::default()).unwrap();
     to.to_str().unwrap().to_owned()

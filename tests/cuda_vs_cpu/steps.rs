@@ -5,6 +5,7 @@ use puna::autograd::Dropout;
 use puna::data::Row;
 use puna::kernels::Device;
 use puna::model::tune::{LoraSpec, LoraTarget, Precision, TuneMethod, TuneModel};
+use puna::model::tune_plan::SliceSize;
 use puna::tensor::Grads;
 use puna::train::optimizer::{self, OptimArgs, Optimizer};
 use puna::train::schedule::Schedule;
@@ -171,6 +172,31 @@ fn copies_in_bf16_follow_their_weights() {
     }
     trained.model.run(&Batch::new(1).slice(), None, Dropout::default()).unwrap();
     check(&trained);
+}
+
+#[test]
+fn the_plan_covers_what_the_device_holds() {
+    for method in [lora(8, 0.0), lora(16, 0.25), full()] {
+        for checkpointing in [false, true] {
+            let Some(model) = open(method.clone(), checkpointing) else { return };
+            let mut trained = Trained::new(model);
+            let batch = Batch::new(3);
+            (0..2).for_each(|step| trained.step(&batch, step));
+            let tokens = batch.slice().ids.len();
+            let slice = SliceSize { tokens, longest: tokens };
+            let plan = trained.model.memory_plan(8, slice).unwrap();
+            // What the host holds: code, and its kernels' tiles.
+            let on_host = ["program", "kernels"];
+            let items = plan.items.iter().filter(|(name, _)| !on_host.contains(name));
+            let planned: u64 = items.map(|(_, bytes)| bytes).sum();
+            let held = trained.model.device().gpu().unwrap().memory_use().peak_bytes as u64;
+            // Angles, tiles, labels, shares of sums: a few numbers a row and a tensor.
+            let small = 64 * (tokens + trained.model.params().0.len()) as u64 + (16 << 10);
+            let copies = plan.items.iter().find(|(name, _)| *name == "bf16 copies");
+            assert!(copies.is_some(), "{plan:?}");
+            assert!(held <= planned + small, "{held} of {planned}: {method:?} {plan:?}");
+        }
+    }
 }
 
 /// Rows that set the flag when so many were read.

@@ -31,6 +31,24 @@ pub fn gpu() -> Option<Gpu> {
     }
 }
 
+/// The same of compute capability 9.0, for kernels that no other device has: where the driver's is
+/// another, the test is skipped whatever is required.
+pub fn hopper() -> Option<Gpu> {
+    let gpu = gpu()?;
+    #[cfg(feature = "cuda-host")]
+    if gpu.properties().name == "host harness" {
+        return Some(Gpu::host_hopper().expect("the order of before"));
+    }
+    let (major, minor) = gpu.properties().capability;
+    if (major, minor) == (9, 0) {
+        return Some(gpu);
+    }
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("a test");
+    println!("SKIPPED: {name}: compute capability {major}.{minor}, wanted 9.0");
+    None
+}
+
 /// Where models are opened in this run: where [`gpu`] is.
 pub fn place() -> Option<Place> {
     gpu()?;
@@ -52,9 +70,11 @@ pub fn program() -> PathBuf {
     }
 }
 
-/// A model of the fixtures.
+/// A model of the fixtures, which lie where `PUNA_FIXTURES` says if the tests were carried to another
+/// machine.
 pub fn fixture(model: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model)
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    std::env::var_os("PUNA_FIXTURES").map_or_else(own, PathBuf::from).join(model)
 }
 
 #[cfg(feature = "cuda-host")]

@@ -4,7 +4,7 @@
 use super::super::params::MatmulParams;
 use super::super::tune::{self, Form};
 use super::super::{FloatsMut, Gpu};
-use super::{FEW_ROWS, Factor, Precision, Source, sm};
+use super::{FEW_ROWS, Factor, Precision, Source, hopper, sm};
 use crate::{Error, Result};
 
 /// A family of kernels.
@@ -22,6 +22,11 @@ pub enum Kernel {
     Skinny,
     /// f32 products `x wᵀ` of up to 16 rows.
     Matvec,
+    /// Tiles of 128 x 256 outputs by warp groups, of bf16 products `x wᵀ` of at least one input:
+    /// compute capability 9.0 alone.
+    Wgmma,
+    /// The same of any form, factors copied in bulk.
+    Tma,
 }
 
 /// Sizes of a product.
@@ -96,6 +101,7 @@ impl Kernel {
     ) -> Result<Kernel> {
         let few = shape.m <= FEW_ROWS && !a.transposed && b.transposed;
         let f16 = matches!(a.source, Source::F16(_));
+        let form = Form::of(a.transposed, b.transposed);
         let tensor = a.is_aligned_bf16() && b.is_aligned_bf16();
         // Asynchronous copies bring x of either type; registers round it.
         let skinny = few && !f16 && a.is_aligned() && b.is_aligned_bf16();
@@ -106,7 +112,14 @@ impl Kernel {
             (Kernel::Any, precision) => precision == Precision::Bf16,
             (Kernel::Skinny, precision) => precision == Precision::Bf16 && skinny,
             (Kernel::Matvec, precision) => precision == Precision::F32 && few,
+            (Kernel::Wgmma, precision) => {
+                precision == Precision::Bf16 && tensor && shape.k > 0 && form == Form::Nt
+            }
+            (Kernel::Tma, precision) => precision == Precision::Bf16 && tensor && shape.k > 0,
         };
+        if matches!(self, Kernel::Wgmma | Kernel::Tma) {
+            hopper::of(gpu)?;
+        }
         if !takes(self) {
             return Err(Error::Unsupported(format!(
                 "{self:?} kernels of precision {precision:?} for factors [{}, {}] and [{}, {}] as \
@@ -117,14 +130,34 @@ impl Kernel {
         if self != Kernel::Chosen {
             return Ok(self);
         }
-        let form = Form::of(a.transposed, b.transposed);
+        let groups = gpu.matmul.hopper.as_ref().is_some_and(|kernels| kernels.chosen)
+            && takes(Kernel::Tma)
+            && tune::is_for_groups(shape.m, shape.n);
         let large = tune::is_large(sm(gpu), form, shape.m, shape.n);
         Ok(match precision {
             Precision::Bf16 if skinny => Kernel::Skinny,
             Precision::Bf16 if !tensor => Kernel::Any,
+            Precision::Bf16 if groups => Kernel::Tma,
             Precision::F32 if few => Kernel::Matvec,
             _ if large => Kernel::Large,
             _ => Kernel::Small,
         })
+    }
+
+    /// The kernel that computes a gated product, which are fewer.
+    ///
+    /// # Errors
+    /// As [`Kernel::resolve`].
+    pub(super) fn resolve_gated(
+        self,
+        gpu: &Gpu,
+        shape: Shape,
+        x: &Factor<'_>,
+        w: &Factor<'_>,
+    ) -> Result<Kernel> {
+        let kernel = self.resolve(gpu, Precision::Bf16, shape, x, w)?;
+        // What warp groups would take, large tiles take.
+        let groups = self == Kernel::Chosen && kernel == Kernel::Tma;
+        Ok(if groups { Kernel::Large } else { kernel })
     }
 }

@@ -16,19 +16,16 @@ const LIST_BYTES: u64 = 128;
 const SMALL_BYTES: u64 = 256 << 10;
 
 impl WeightBytes {
-    /// What a frozen base holds on a GPU: quantised matrices, NF4 too, are decoded to bf16 there.
+    /// What a frozen base holds on a GPU: quantised matrices and NF4 stay so there, in rows that begin at
+    /// whole words of 16 bytes.
     fn frozen_on_device(&self, precision: Precision, nf4: Option<bool>) -> u64 {
-        let decoded =
-            2u64.saturating_mul(self.packed_elements.saturating_add(self.blocks_elements));
-        // Without those, `frozen` counts what is there as it is on the machine.
-        let dense = WeightBytes { packed: 0, blocks: 0, ..*self };
-        let (mut as_is, mut encoded) = (dense, 0);
-        if nf4.is_some() {
-            as_is.f32 -= self.linear.f32;
-            as_is.half -= self.linear.half;
-            encoded = self.linear.f32 / 2 + self.linear.half;
-        }
-        as_is.frozen(precision, None).saturating_add(encoded).saturating_add(decoded)
+        let encoded = match nf4 {
+            None => 0,
+            Some(false) => self.linear.nf4,
+            Some(true) => self.linear.nf4_double,
+        };
+        let quantised = self.packed.saturating_add(self.blocks).saturating_add(encoded);
+        self.frozen(precision, nf4).saturating_add(quantised / 16)
     }
 }
 
