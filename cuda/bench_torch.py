@@ -1,142 +1,256 @@
 #!/usr/bin/env python3
-"""PyTorch's speed at what `puna bench --kernels --device cuda -o json` measured, row by row.
+"""The rows of `puna bench --kernels --device cuda`, by PyTorch on the same card.
 
-    bench_torch.py KERNELS.json
+    puna bench --kernels --device cuda -o json > ours.json
+    python3 cuda/bench_torch.py ours.json [--repetitions N] > torch.json
 
-Each row of that file names its operation and sizes ("op"); the same is done here with PyTorch's best
-back-end on the first GPU, timed by the device's events: a warm-up, then 20 calls on inputs that no cache
-holds, the median. Prints one JSON object with a row for each. Needs torch and a GPU.
+Which rows there are, and what a call's work is counted as, comes from that file, so that the two
+cannot drift apart: a row's "op" names operation and sizes. An operation that is not known here is
+left out, and said on stderr. Inputs are normal numbers and in no cache, as there. Each time is that
+of the device between two events; a rate is the work over the median. Attention takes the fastest of
+cuDNN's, FlashAttention's and the memory-efficient kernels that run.
+
+Exit status 3: no PyTorch, or no GPU that it can use.
 """
-
+import argparse
 import json
+import math
 import statistics
 import sys
 
-REPETITIONS = 20
-WARM_UP = 5
+WARM_UP_CALLS = 3
+WARM_UP_MS = 20.0
 FLUSH_BYTES = 256 << 20
 
 
-def fail(message):
-    print(f"bench_torch.py: {message}", file=sys.stderr)
-    sys.exit(2)
+def lacking(what):
+    print(f"bench_torch.py: {what}", file=sys.stderr)
+    sys.exit(3)
 
 
-def timed(torch, flush, call):
-    """Median milliseconds of a call."""
-    for _ in range(WARM_UP):
-        call()
-    samples = []
-    for _ in range(REPETITIONS):
-        flush.zero_()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
+def load_torch():
+    try:
+        import torch
+    except ImportError as why:
+        lacking(f"python3 has no PyTorch ({why}); its times are left out")
+    if not torch.cuda.is_available():
+        lacking(f"PyTorch {torch.__version__} finds no CUDA device; its times are left out")
+    return torch
+
+
+class Peer:
+    def __init__(self, torch, repetitions):
+        self.torch = torch
+        self.repetitions = repetitions
+        self.flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+        torch.manual_seed(0)
+
+    def normal(self, *shape, dtype=None):
+        dtype = dtype or self.torch.bfloat16
+        return self.torch.randn(*shape, device="cuda", dtype=dtype)
+
+    def once(self, call):
+        start, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
         call()
         end.record()
-        torch.cuda.synchronize()
-        samples.append(begin.elapsed_time(end))
-    return statistics.median(samples)
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    def time(self, call):
+        """Milliseconds of each repetition."""
+        calls, spent = 0, 0.0
+        while calls < WARM_UP_CALLS or spent < WARM_UP_MS:
+            spent += max(self.once(call), 1e-3)
+            calls += 1
+        samples = []
+        for _ in range(self.repetitions):
+            # Not waited for, so that the device is busy until the call is queued behind it.
+            self.flush.zero_()
+            samples.append(self.once(call))
+        return samples
+
+    # Each operation makes its inputs and returns what is timed, by name: the fastest counts.
+
+    def copy(self, n_bytes):
+        n = n_bytes // 4
+        x = self.normal(n, dtype=self.torch.float32)
+        out = self.torch.empty_like(x)
+        return {"copy_": lambda: out.copy_(x)}
+
+    def matmul(self, form, m, n, k):
+        torch = self.torch
+        a = self.normal(k, m).t() if form[0] == "t" else self.normal(m, k)
+        b = self.normal(n, k).t() if form[1] == "t" else self.normal(k, n)
+        out = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
+        return {"cuBLAS": lambda: torch.mm(a, b, out=out)}
+
+    def lora(self, r, m, n, k):
+        x, w, a, b = (self.normal(*s) for s in ((m, k), (n, k), (r, k), (n, r)))
+
+        def call():
+            y = x @ w.t()
+            y.addmm_(x @ a.t(), b.t(), alpha=0.5)
+
+        return {"three cuBLAS products": call}
+
+    def attention(self, batch, length, heads, width, backward):
+        torch = self.torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+        from torch.nn.functional import scaled_dot_product_attention
+
+        # [b, t, h, d] in memory, as ours.
+        q, k, v, dout = (
+            self.normal(batch, length, heads, width).transpose(1, 2) for _ in range(4)
+        )
+        for x in (q, k, v):
+            x.requires_grad_(backward)
+        calls = {}
+        for name in ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION"):
+            backend = getattr(SDPBackend, name, None)
+            if backend is None:
+                continue
+            try:
+                with sdpa_kernel(backend):
+                    out = scaled_dot_product_attention(q, k, v, is_causal=True)
+                    if backward:
+                        torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
+                torch.cuda.synchronize()
+            except RuntimeError as why:
+                reason = str(why).splitlines()
+                print(f"{name} does not run: {reason[0] if reason else why}", file=sys.stderr)
+                continue
+            if backward:
+                def call(out=out):
+                    torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
+            else:
+                def call(backend=backend):
+                    with sdpa_kernel(backend), torch.no_grad():
+                        scaled_dot_product_attention(q, k, v, is_causal=True)
+            calls[name.split("_")[0].lower()] = call
+        return calls
+
+    def attention_forward(self, *sizes):
+        return self.attention(*sizes, backward=False)
+
+    def attention_backward(self, *sizes):
+        return self.attention(*sizes, backward=True)
+
+    def rms_norm(self, rows, width):
+        functional = self.torch.nn.functional
+        # Of the rows' type, which is what its fused kernel takes.
+        x, w = self.normal(rows, width), self.normal(width)
+        return {"rms_norm": lambda: functional.rms_norm(x, (width,), w, 1e-5)}
+
+    def swiglu(self, rows, width):
+        silu = self.torch.nn.functional.silu
+        gate, up = self.normal(rows, width), self.normal(rows, width)
+        return {"silu, product": lambda: silu(gate) * up}
+
+    def cross_entropy(self, rows, vocab):
+        torch = self.torch
+        logits = self.normal(rows, vocab, dtype=torch.float32).requires_grad_()
+        labels = torch.randint(vocab, (rows,), device="cuda")
+
+        def call():
+            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+            torch.autograd.grad(loss, logits)
+
+        return {"cross_entropy, backward": call}
+
+    def adamw(self, n):
+        torch = self.torch
+        w = torch.nn.Parameter(self.normal(n, dtype=torch.float32))
+        w.grad = self.normal(n, dtype=torch.float32)
+        optimizer = torch.optim.AdamW([w], lr=1e-3, weight_decay=0.1, fused=True)
+        return {"AdamW(fused)": optimizer.step}
+
+    OPERATIONS = (
+        "copy matmul lora attention_forward attention_backward rms_norm swiglu cross_entropy adamw"
+    ).split()
+
+    def row(self, test, op, amount, unit):
+        """The fastest way to compute a row; None for an operation that is not known."""
+        name, *sizes = op.split()
+        if name not in self.OPERATIONS:
+            return None
+        sizes = [int(size) if size.isdigit() else size for size in sizes]
+        best = None
+        for by, call in getattr(self, name)(*sizes).items():
+            samples = self.time(call)
+            ms = statistics.median(samples)
+            if best is None or ms < best["ms"]:
+                scale = 1e12 if unit == "TFLOP/s" else 1e9
+                best = {
+                    "test": test,
+                    "op": op,
+                    "by": by,
+                    "ms": ms,
+                    "rate": amount / (ms / 1e3) / scale,
+                    "rate_unit": unit,
+                    "spread_ms": statistics.pstdev(samples),
+                }
+        return best
 
 
-def numbers(torch, *shape, dtype=None, grad=False):
-    x = torch.randn(*shape, device="cuda", dtype=torch.float32).mul_(0.1)
-    return x.to(dtype or torch.bfloat16).requires_grad_(grad)
+def work(row):
+    """Bytes or operations of a call, from what `puna bench` said of it."""
+    scale = {"TFLOP/s": 1e12, "GB/s": 1e9}.get(row.get("rate_unit"))
+    if scale is None:
+        raise ValueError(f"rate_unit {row.get('rate_unit')!r} of {row.get('test')!r}")
+    amount = float(row["rate"]) * scale * float(row["ms"]) / 1e3
+    if not (math.isfinite(amount) and amount > 0):
+        raise ValueError(f"{row['test']!r} has no rate")
+    return amount
 
 
-def attention(torch, what, batch, length, heads, head_dim):
-    """Calls of each back-end that takes the shape; the fastest counts."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.functional import scaled_dot_product_attention as sdpa
-
-    grad = what == "backward"
-    q, k, v = (numbers(torch, batch, heads, length, head_dim, grad=grad) for _ in range(3))
-    calls = []
-    for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
-        def forward(backend=backend):
-            with sdpa_kernel(backend):
-                return sdpa(q, k, v, is_causal=True)
-
-        try:
-            out = forward()
-        except RuntimeError:
-            continue
-        if not grad:
-            calls.append(forward)
-            continue
-        dout = torch.randn_like(out)
-        calls.append(lambda out=out, dout=dout: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True))
-    return calls
-
-
-def calls_of(torch, op):
-    """What does the operation, as a list of ways."""
-    name, *rest = op.split()
-    functional = torch.nn.functional
-    if name == "matmul":
-        form, (m, n, k) = rest[0], map(int, rest[1:])
-        a = numbers(torch, *((k, m) if form[0] == "t" else (m, k)))
-        b = numbers(torch, *((n, k) if form[1] == "t" else (k, n)))
-        a = a.t() if form[0] == "t" else a
-        b = b.t() if form[1] == "t" else b
-        out = numbers(torch, m, n)
-        return [lambda: torch.matmul(a, b, out=out)]
-    sizes = [int(x) for x in rest]
-    if name == "copy":
-        a = torch.empty(sizes[0], device="cuda", dtype=torch.uint8)
-        b = torch.empty_like(a)
-        return [lambda: b.copy_(a)]
-    if name == "lora":
-        r, m, n, k = sizes
-        x, w, a, b = numbers(torch, m, k), numbers(torch, n, k), numbers(torch, r, k), numbers(torch, n, r)
-        return [lambda: torch.addmm(x @ w.t(), x @ a.t(), b.t(), alpha=2.0)]
-    if name == "rms_norm":
-        x, w = numbers(torch, *sizes), numbers(torch, sizes[1])
-        return [lambda: functional.rms_norm(x, (sizes[1],), w, 1e-5)]
-    if name == "swiglu":
-        gate, up = numbers(torch, *sizes), numbers(torch, *sizes)
-        plain = lambda: functional.silu(gate) * up
-        compiled = torch.compile(plain)
-        return [plain, compiled]
-    if name == "cross_entropy":
-        logits = numbers(torch, *sizes, dtype=torch.float32, grad=True)
-        labels = torch.randint(sizes[1], (sizes[0],), device="cuda")
-        return [lambda: torch.autograd.grad(functional.cross_entropy(logits, labels), logits)]
-    if name == "adamw":
-        x = numbers(torch, sizes[0], dtype=torch.float32, grad=True)
-        x.grad = torch.randn_like(x)
-        optimizer = torch.optim.AdamW([x], lr=1e-3, fused=True)
-        return [optimizer.step]
-    if name in ("attention_forward", "attention_backward"):
-        return attention(torch, name.removeprefix("attention_"), *sizes)
-    return []
+def read_rows(path):
+    try:
+        with open(path, encoding="utf-8") as file:
+            rows = json.load(file)["results"]
+        return [(row["test"], row["op"], work(row), row["rate_unit"]) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as why:
+        print(
+            f"bench_torch.py: {path}: {why!r}; wanted what "
+            "`puna bench --kernels --device cuda -o json` writes",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 def main():
-    if len(sys.argv) != 2:
-        fail("wanted one file, the JSON of puna bench --kernels --device cuda")
-    try:
-        with open(sys.argv[1]) as file:
-            rows = json.load(file)["results"]
-    except (OSError, ValueError, KeyError) as error:
-        fail(f"{sys.argv[1]}: {error!r}, wanted the JSON of puna bench --kernels")
-    try:
-        import torch
-    except ImportError:
-        fail("python3 has no torch")
-    if not torch.cuda.is_available():
-        fail("torch finds no GPU")
-    flush = torch.empty(FLUSH_BYTES, device="cuda", dtype=torch.uint8)
-    results = []
-    for row in rows:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", help="what puna bench --kernels --device cuda -o json wrote")
+    parser.add_argument("--repetitions", type=int, default=20, metavar="N")
+    args = parser.parse_args()
+    if args.repetitions < 1:
+        parser.error("--repetitions: wanted at least 1")
+    wanted = read_rows(args.rows)
+    torch = load_torch()
+    peer = Peer(torch, args.repetitions)
+    rows = []
+    for test, op, amount, unit in wanted:
         try:
-            ways = calls_of(torch, row["op"])
-            ms = min((timed(torch, flush, call) for call in ways), default=None)
-            results.append({"test": row["test"], "op": row["op"], "ms": ms})
-        except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
-            results.append({"test": row["test"], "op": row["op"], "ms": None, "why": str(error)[:200]})
-        torch.cuda.empty_cache()
-    device = torch.cuda.get_device_name()
-    print(json.dumps({"program": f"torch {torch.__version__}", "device": device, "results": results}))
+            row = peer.row(test, op, amount, unit)
+        except (RuntimeError, TypeError, AttributeError) as why:
+            reason = str(why).splitlines()
+            print(f"{test}: {reason[0] if reason else type(why).__name__}", file=sys.stderr)
+            continue
+        finally:
+            # The inputs of the next may be as large.
+            torch.cuda.empty_cache()
+        if row is None:
+            print(f"{test}: PyTorch's way is not known here", file=sys.stderr)
+        else:
+            rows.append(row)
+    versions = {
+        "program": f"torch {torch.__version__}",
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "device": torch.cuda.get_device_name(),
+    }
+    print(json.dumps({**versions, "results": rows}))
 
 
-main()
+if __name__ == "__main__":
+    main()
