@@ -21,7 +21,11 @@ fn device() -> Option<String> {
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(program());
-    command.args(args).arg("--threads=1").stdin(Stdio::null());
+    command.args(args).stdin(Stdio::null());
+    // What computes takes a number of threads; what converts files has none.
+    if args.first() != Some(&"quantize") {
+        command.arg("--threads=1");
+    }
     command
 }
 
