@@ -347,9 +347,9 @@ fn add_rows(
 fn fused_rank(r: usize) -> Option<(usize, u32)> {
     match r {
         _ if !r.is_multiple_of(8) || r == 0 => None,
-        ..=16 => Some((0, params::LORA_RANK_16)),
-        ..=32 => Some((1, params::LORA_RANK_32)),
-        ..=64 => Some((2, params::LORA_RANK_64)),
+        1..=16 => Some((0, params::LORA_RANK_16)),
+        17..=32 => Some((1, params::LORA_RANK_32)),
+        33..=64 => Some((2, params::LORA_RANK_64)),
         _ => None,
     }
 }

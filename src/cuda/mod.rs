@@ -75,7 +75,8 @@ use crate::{Error, Result};
 
 /// Scalars and block sizes of the kernels, as bindgen reads them from `cuda/include/params.h`.
 #[allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, dead_code)]
-#[allow(clippy::all, unsafe_code)]
+// bindgen writes no comments.
+#[allow(clippy::all, clippy::undocumented_unsafe_blocks, unsafe_code)]
 pub(crate) mod params {
     include!(concat!(env!("OUT_DIR"), "/params.rs"));
 }

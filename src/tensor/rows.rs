@@ -79,6 +79,7 @@ pub struct Pool {
     free: Arc<Mutex<Free>>,
     home: Home,
     /// Whether blocks of a GPU come back here too.
+    #[cfg(feature = "cuda")]
     keeps: bool,
 }
 
@@ -99,7 +100,12 @@ impl Pool {
     /// One that keeps its blocks wherever they lie: nobody else ever gets their memory, and a pass
     /// that repeats meets them at the same addresses.
     pub fn keeping(home: Home) -> Pool {
-        Pool { home, keeps: true, ..Pool::default() }
+        Pool {
+            home,
+            #[cfg(feature = "cuda")]
+            keeps: true,
+            ..Pool::default()
+        }
     }
 
     /// Changes whenever blocks were freed: addresses from before may be somebody else's now.
