@@ -59,7 +59,8 @@ fn tokens_are_those_of_the_cpus_sampler() {
             own[row % vocab] = own[row % vocab].max(-1.0);
             let stream = row as u64;
             let mut sampler = Sampler::new(config, vocab, stream).unwrap();
-            let flags: Vec<u8> = (0..vocab).map(|_| (rng.next_u32() % 5 == 0).into()).collect();
+            let flags: Vec<u8> =
+                (0..vocab).map(|_| (rng.next_u32().is_multiple_of(5)).into()).collect();
             for (id, _) in flags.iter().enumerate().filter(|(_, seen)| **seen == 1) {
                 sampler.observe(id as u32);
             }
