@@ -48,11 +48,11 @@ pub fn linear<'w>(cx: &mut Cx<'_, 'w>, x: &Var<'w>, layer: &'w Linear) -> Result
     Ok(y)
 }
 
-/// [`linear`] as the last step of a part that may run again for its tape alone: it is not computed
+/// [`linear()`] as the last step of a part that may run again for its tape alone: it is not computed
 /// then, and its rows hold anything.
 ///
 /// # Errors
-/// As [`linear`].
+/// As [`linear()`].
 pub fn last_linear<'w>(cx: &mut Cx<'_, 'w>, x: &Var<'w>, layer: &'w Linear) -> Result<Var<'w>> {
     if !cx.replaying {
         return linear(cx, x, layer);
@@ -67,7 +67,7 @@ pub fn last_linear<'w>(cx: &mut Cx<'_, 'w>, x: &Var<'w>, layer: &'w Linear) -> R
 /// Layers that share their input; at inference their weights are read in one go.
 ///
 /// # Errors
-/// As [`linear`].
+/// As [`linear()`].
 pub fn linears<'w, const N: usize>(
     cx: &mut Cx<'_, 'w>,
     x: &Var<'w>,
@@ -100,7 +100,7 @@ pub fn linears<'w, const N: usize>(
 /// kernel where the device has one and nobody else holds `x`.
 ///
 /// # Errors
-/// As [`linear`].
+/// As [`linear()`].
 pub fn linear_add<'w>(
     cx: &mut Cx<'_, 'w>,
     mut x: Var<'w>,
@@ -118,7 +118,7 @@ pub fn linear_add<'w>(
 /// [`linear_add`] with [`last_linear`].
 ///
 /// # Errors
-/// As [`linear`].
+/// As [`linear()`].
 pub fn last_linear_add<'w>(
     cx: &mut Cx<'_, 'w>,
     mut x: Var<'w>,
@@ -159,7 +159,7 @@ fn added<'w>(
 /// these weights, which rounds neither product.
 ///
 /// # Errors
-/// As [`linear`].
+/// As [`linear()`].
 pub fn gated<'w>(cx: &mut Cx<'_, 'w>, x: Var<'w>, [gate, up]: [&'w Linear; 2]) -> Result<Var<'w>> {
     if let Mode::Serve { exact } = cx.mode {
         let plain = |layer: &Linear| layer.bias.is_none() && layer.active(cx).is_empty();
