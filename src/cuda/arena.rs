@@ -224,6 +224,7 @@ impl Arena {
     }
 
     /// Counts a block that no region has.
+    #[cfg(feature = "cuda-host")]
     pub fn count_single(&mut self, block: usize) {
         self.usage.n_allocations += 1;
         self.count(block);
