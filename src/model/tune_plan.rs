@@ -327,7 +327,8 @@ impl TuneModel {
             let trained = self.params().0.iter().filter(|param| param.low.is_some());
             let trained: usize = trained.map(|param| param.value.len()).sum();
             let widest = config.hidden_dim.max(config.dim).max(config.n_heads * config.head_dim);
-            let copied = trained.saturating_add(slice.tokens.saturating_mul(widest).max(own));
+            // The derivatives of gate and up are there at once.
+            let copied = trained.saturating_add(slice.tokens.saturating_mul(2 * widest).max(own));
             bytes = copied.saturating_mul(DType::Bf16.bytes()).saturating_add(bytes);
         }
         bytes

@@ -13,7 +13,7 @@ const NORM_ROWS: u64 = 64;
 /// Ids, labels, spans and lists of tiles and tokens, for a token at most.
 const LIST_BYTES: u64 = 128;
 /// Sums of norms, plans, and what each of many small buffers is rounded up by.
-const SMALL_BYTES: u64 = 256 << 10;
+const SMALL_BYTES: u64 = 320 << 10;
 
 impl WeightBytes {
     /// What a frozen base holds on a GPU: quantised matrices and NF4 stay so there, in rows that begin at

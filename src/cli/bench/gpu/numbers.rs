@@ -7,7 +7,7 @@ use crate::rng::Rng;
 use half::bf16;
 
 /// Half the distance of neighbouring bf16 numbers around 1: what one rounding loses, relative.
-pub const EPS_BF16: f64 = 1.0 / 512.0;
+pub const EPS_BF16: f64 = 1.0 / 256.0;
 /// The machine epsilon of f32: twice a rounding, as tensor cores may cut off what does not fit.
 pub const EPS_F32: f64 = f32::EPSILON as f64;
 /// Results that are looked at.
