@@ -429,7 +429,7 @@ pub fn gates(m: usize, w1: &QuantMatrix, w3: &QuantMatrix) -> bool {
 /// [`FEW_ROWS`] rows: both weights [n, k] of one format whose rows are whole blocks.
 ///
 /// f32 sums; the two products are not rounded before they meet. Overwrites. The bits are those of two
-/// products in f32 and [`swiglu`](super::swiglu).
+/// products in f32 and [`swiglu`](super::swiglu), but for the sign of a zero.
 ///
 /// # Errors
 /// When shapes or formats do not fit, there are more rows, or a launch fails.
