@@ -11,6 +11,7 @@
 #include "flash.h"
 #include "lora.h"
 #include "matmul.h"
+#include "nf4_encode.h"
 #include "optim.h"
 #include "quant_blocks.h"
 #include "rms_norm.h"

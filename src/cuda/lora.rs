@@ -1,9 +1,11 @@
 //! Linear layers with low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on the device, forward
-//! and backward: `y = x wᵀ + s (x aᵀ) bᵀ + bias`. Source: `cuda/lora.cu`, `cuda/matmul_bf16.cu`.
+//! and backward: `y = x wᵀ + s (x aᵀ) bᵀ + bias`. Source: `cuda/lora.cu`, `cuda/lora_quant_*.cu`,
+//! `cuda/matmul_bf16.cu`, `cuda/quant_tile_*.cu`.
 //!
 //! Forward is one kernel where everything is bf16, aligned, and of a rank up to 64 that is a
-//! multiple of 8 (two kernels for few rows, at the speed of the weight's memory); otherwise it is
-//! separate products. Backward is four products, two of which share a kernel.
+//! multiple of 8 (two kernels for few rows, at the speed of the weight's memory), the weight being
+//! bf16 too or quantised in a format that most models have; otherwise it is separate products.
+//! Backward is four products, two of which share a kernel.
 //!
 //! **Bits.** The first way gives a row the same bits in any number of rows and beside rows of any
 //! adapters; without an adapter they are those of the plain product. So does the second way (which
@@ -12,6 +14,7 @@
 
 use super::matmul::{self, FEW_ROWS, Factor, Precision, Product, Shape, Source, flags};
 use super::params::{self, LoraParams, LoraRowsParams};
+use super::quant::{self, QuantMatrix};
 use super::{
     DeviceBuffer, DeviceSlice, DeviceSliceMut, Floats, FloatsMut, Function, Gpu, Launch, Modules,
     arg, expect_len, tune, u32_of,
@@ -49,11 +52,61 @@ impl Lora {
     }
 }
 
+/// The weight [n, k] of a layer.
+#[derive(Clone, Copy)]
+pub enum Weight<'a> {
+    /// Numbers, stored plainly.
+    Stored(Factor<'a>),
+    /// Quantised ones.
+    Quant(&'a QuantMatrix),
+}
+
+impl<'a> Weight<'a> {
+    /// Sizes of `y = x wᵀ`.
+    fn shape(&self, op: &str, y: &FloatsMut<'_>, x: &Factor<'_>) -> Result<Shape> {
+        match self {
+            Weight::Stored(w) => Shape::of(op, y, x, &w.t()),
+            Weight::Quant(w) => quant::shape_of(y, x, w.n(), w.k()),
+        }
+    }
+
+    /// `y = x wᵀ + bias`; overwrites. f32 sums.
+    ///
+    /// # Errors
+    /// When shapes do not fit each other, or a launch fails.
+    pub fn product(
+        self,
+        gpu: &Gpu,
+        precision: Precision,
+        y: FloatsMut<'_>,
+        x: Factor<'_>,
+        bias: Option<Floats<'_>>,
+    ) -> Result<()> {
+        match self {
+            Weight::Stored(w) => {
+                matmul::gemm(gpu, Product { bias, ..Product::new(precision, y, x, w.t()) })
+            }
+            Weight::Quant(w) => {
+                let product = quant::Product::nt(precision, y, x, w);
+                quant::gemm(gpu, quant::Product { bias, ..product })
+            }
+        }
+    }
+
+    /// Whether there is a fused kernel for it.
+    fn is_fused(&self) -> bool {
+        match self {
+            Weight::Stored(w) => w.is_aligned_bf16() && !w.transposed,
+            Weight::Quant(w) => w.format().is_common(),
+        }
+    }
+}
+
 /// A layer with one adapter: in training, and where all rows share an adapter.
 #[derive(Clone, Copy)]
 pub struct Layer<'a> {
-    /// [n, k], stored plainly.
-    pub w: Factor<'a>,
+    /// [n, k].
+    pub w: Weight<'a>,
     /// `[n]`.
     pub bias: Option<Floats<'a>>,
     /// [r, k].
@@ -82,7 +135,7 @@ pub fn forward(
     layer: &Layer<'_>,
 ) -> Result<()> {
     let &Layer { w, bias, a, b, scale, precision } = layer;
-    let shape = Shape::of("adapted layer", &y, &x, &w.t())?;
+    let shape = w.shape("adapted layer", &y, &x)?;
     let r = a.rows;
     let u_len = u.len();
     expect_len("adapted layer", "u", u_len, shape.m * r)?;
@@ -97,11 +150,14 @@ pub fn forward(
     // The kernel stores u two at a time.
     let pairs = u.address().is_multiple_of(8);
     let fits = fused_rank(r).is_some() && precision == Precision::Bf16 && pairs;
-    if fits && [x, w, a, b].iter().all(|f| f.is_aligned_bf16() && !f.transposed) {
+    if fits && w.is_fused() && [x, a, b].iter().all(|f| f.is_aligned_bf16() && !f.transposed) {
         let job = Fused { shape, r, bias, scale, scales: None, rows: None };
-        return fused(gpu, y, Some(u), [x, w, a, b], &job);
+        return match w {
+            Weight::Stored(w) => fused(gpu, y, Some(u), [x, w, a, b], &job),
+            Weight::Quant(w) => fused_quant(gpu, y, u, w, [x, a, b], &job),
+        };
     }
-    matmul::gemm(gpu, Product { bias, ..Product::new(precision, y.reborrow(), x, w.t()) })?;
+    w.product(gpu, precision, y.reborrow(), x, bias)?;
     matmul::gemm(gpu, Product::new(precision, FloatsMut::F32(u.reborrow()), x, a.t()))?;
     let u = Factor::plain(Floats::F32(u.as_slice()), shape.m, r);
     matmul::gemm(gpu, Product { acc: true, alpha: scale, ..Product::new(precision, y, u, b.t()) })
@@ -154,6 +210,14 @@ pub fn backward(
         matmul::gemm(gpu, Product { acc: true, ..Product::new(precision, out, du.t(), x) })?;
     }
     let Some(mut dx) = grads.dx else { return Ok(()) };
+    let w = match w {
+        Weight::Stored(w) => w,
+        Weight::Quant(w) => {
+            let product = quant::Product::nn(precision, dx, dy, w);
+            let (acc, second) = (grads.dx_acc, Some([du, a]));
+            return quant::gemm(gpu, quant::Product { acc, second, ..product });
+        }
+    };
     if precision == Precision::Bf16 {
         return matmul::gemm_two(gpu, dx, grads.dx_acc, 1.0, [dy, w], [du, a]);
     }
@@ -243,8 +307,8 @@ fn grouped(adapter_of: &[i32]) -> (Vec<i32>, Vec<i32>) {
 /// `y[i] = x[i] wᵀ + s u[i] bᵀ + bias` with the adapter of row i, for serving; `u` [m, r] is room
 /// for `x aᵀ`. In bf16 precision.
 ///
-/// Overwrites y. Aligned bf16 takes the fused kernels, tiles of rows grouped by adapter; otherwise
-/// the weight's product is one for all rows, and what adapters add, in unrounded f32, comes after
+/// Overwrites y. Aligned bf16 takes the fused kernels, tiles of rows grouped by adapter; otherwise,
+/// and beside quantised weights, the weight's product is one for all rows, and what adapters add, in unrounded f32, comes after
 /// it.
 ///
 /// # Errors
@@ -255,13 +319,13 @@ pub fn forward_rows(
     mut y: FloatsMut<'_>,
     u: DeviceSliceMut<'_, f32>,
     x: Factor<'_>,
-    w: Factor<'_>,
+    w: Weight<'_>,
     bias: Option<Floats<'_>>,
     adapters: &Adapters<'_>,
     rows: &RowAdapters,
 ) -> Result<()> {
     let &Adapters { a, b, scales, r } = adapters;
-    let shape = Shape::of("adapted layer", &y, &x, &w.t())?;
+    let shape = w.shape("adapted layer", &y, &x)?;
     let count = rows.n_adapters;
     let op = "rows with adapters";
     expect_len(op, "rows", rows.len(), shape.m)?;
@@ -269,21 +333,21 @@ pub fn forward_rows(
     expect_len(op, "a", a.len(), count * r * shape.k)?;
     expect_len(op, "b", b.len(), count * r * shape.n)?;
     expect_len(op, "scales", scales.len(), count)?;
-    if x.transposed || w.transposed {
+    if x.transposed || matches!(w, Weight::Stored(w) if w.transposed) {
         return Err(Error::Unsupported("an adapted layer of transposed factors".into()));
     }
     if count == 0 || r == 0 {
-        let product = Product::new(Precision::Bf16, y, x, w.t());
-        return matmul::gemm(gpu, Product { bias, ..product });
+        return w.product(gpu, Precision::Bf16, y, x, bias);
     }
     let (a, b) = (Factor::plain(a, count * r, shape.k), Factor::plain(b, count * shape.n, r));
-    let aligned = [x, w, a, b].iter().all(Factor::is_aligned_bf16);
-    if aligned && fused_rank(r).is_some() {
+    if let Weight::Stored(w) = w
+        && [x, w, a, b].iter().all(Factor::is_aligned_bf16)
+        && fused_rank(r).is_some()
+    {
         let job = Fused { shape, r, bias, scale: 0.0, scales: Some(scales), rows: Some(rows) };
         return fused(gpu, y, None, [x, w, a, b], &job);
     }
-    let product = Product::new(Precision::Bf16, y.reborrow(), x, w.t());
-    matmul::gemm(gpu, Product { bias, ..product })?;
+    w.product(gpu, Precision::Bf16, y.reborrow(), x, bias)?;
     add_rows(gpu, y, u, x, shape, [a, b], adapters, rows)
 }
 
@@ -354,11 +418,11 @@ fn fused_rank(r: usize) -> Option<(usize, u32)> {
     }
 }
 
-/// Whether [`forward`] of bf16 rows is the fused kernel with this weight [n, k], a [r, k] and b
-/// [n, r].
-pub fn is_fused(w: &Factor<'_>, a: &Factor<'_>, b: &Factor<'_>) -> bool {
+/// Whether [`forward`] of aligned bf16 rows is the fused kernel with this weight [n, k], a [r, k] and
+/// b [n, r].
+pub fn is_fused(w: &Weight<'_>, a: &Factor<'_>, b: &Factor<'_>) -> bool {
     let plain = |f: &&Factor<'_>| f.is_aligned_bf16() && !f.transposed;
-    fused_rank(a.rows).is_some() && [w, a, b].iter().all(plain)
+    fused_rank(a.rows).is_some() && w.is_fused() && [a, b].iter().all(plain)
 }
 
 /// What the fused kernel takes besides its factors.
@@ -372,26 +436,24 @@ struct Fused<'a> {
     rows: Option<&'a RowAdapters>,
 }
 
-/// [`fused`] for up to [`FEW_ROWS`] rows, with the same bits.
-fn few(
+/// For up to [`FEW_ROWS`] rows `us = bf16(s x aᵀ)` [m, r], and u if it is wanted, by the rows'
+/// adapters.
+fn shrink(
     gpu: &Gpu,
-    y: FloatsMut<'_>,
+    us: &DeviceBuffer<bf16>,
     u: Option<DeviceSliceMut<'_, f32>>,
-    [x, w, a, b]: [Factor<'_>; 4],
+    [x, a]: [Factor<'_>; 2],
     job: &Fused<'_>,
     mut p: LoraParams,
 ) -> Result<()> {
-    let &Fused { shape, r, bias, scales, rows, .. } = job;
-    let us = gpu.alloc::<bf16>(shape.m * r)?;
+    let &Fused { shape, r, scales, rows, .. } = job;
     let cols = params::SKINNY_NARROW * params::SKINNY_COLS;
     let n_adapters = rows.map_or(1, |rows| rows.n_adapters);
     let narrow = matmul::skinny(Shape { n: r, ..shape }, false, false, 1)?;
     let blocks = u32_of("blocks of adapters", n_adapters * r.div_ceil(cols as usize))?;
-    let shrink = Launch { grid: [blocks, 1, 1], ..narrow };
-    let wide = tune::is_wide(matmul::sm(gpu), shape.n);
-
+    let launch = Launch { grid: [blocks, 1, 1], ..narrow };
     let (mut us, mut to_u) = (us.slice().address(), u.map_or(0, |u| u.address()));
-    let [mut x, mut w, mut a, mut b] = [x, w, a, b].map(|f| f.source.address());
+    let [mut x, mut a] = [x, a].map(|f| f.source.address());
     let mut scales = scales.map_or(0, |scales| scales.address());
     let mut adapter_of = rows.map_or(0, |rows| rows.adapter_of.slice().address());
     let mut args = [
@@ -403,10 +465,28 @@ fn few(
         arg(&mut adapter_of),
         arg(&mut p),
     ];
-    // SAFETY: `fused`, the only caller, has its callers' word for the lengths of x, a, u and the
-    // list, which are the sizes in `p`; `us` was just made as large as u; the arguments are the
-    // kernel's.
-    unsafe { gpu.launch(&gpu.lora.skinny_shrink, shrink, &mut args) }?;
+    // SAFETY: `fused` and `fused_quant`, the only callers but for `few`, have their callers' word for
+    // the lengths of x, a, u and the list, which are the sizes in `p`; `us` is as large as u; the
+    // arguments are the kernel's.
+    unsafe { gpu.launch(&gpu.lora.skinny_shrink, launch, &mut args) }
+}
+
+/// [`fused`] for up to [`FEW_ROWS`] rows, with the same bits.
+fn few(
+    gpu: &Gpu,
+    y: FloatsMut<'_>,
+    u: Option<DeviceSliceMut<'_, f32>>,
+    [x, w, a, b]: [Factor<'_>; 4],
+    job: &Fused<'_>,
+    mut p: LoraParams,
+) -> Result<()> {
+    let &Fused { shape, r, bias, rows, .. } = job;
+    let us = gpu.alloc::<bf16>(shape.m * r)?;
+    shrink(gpu, &us, u, [x, a], job, p)?;
+    let wide = tune::is_wide(matmul::sm(gpu), shape.n);
+    let [mut x, mut w, mut b] = [x, w, b].map(|f| f.source.address());
+    let mut us = us.slice().address();
+    let mut adapter_of = rows.map_or(0, |rows| rows.adapter_of.slice().address());
     let (mut to, mut bias) = (y.address(), bias.map_or(0, |bias| bias.address()));
     let mut args = [
         arg(&mut to),
@@ -419,9 +499,78 @@ fn few(
         arg(&mut p),
     ];
     let launch = matmul::skinny(shape, wide, false, 1)?;
-    // SAFETY: as above, for y, w, b and the bias; rows of `us` that nothing wrote have no adapter,
-    // and are not read.
+    // SAFETY: as in `shrink`, for y, w, b and the bias; rows of `us` that nothing wrote have no
+    // adapter, and are not read.
     unsafe { gpu.launch(&gpu.lora.skinny[usize::from(!wide)], launch, &mut args) }
+}
+
+/// Scalars of a fused kernel, but for its tiles of rows.
+fn scalars(y: &FloatsMut<'_>, job: &Fused<'_>) -> Result<LoraParams> {
+    let &Fused { shape, r, bias, scale, .. } = job;
+    let flags = flags(y, false, shape.n, None, None) | matmul::bias_flag(bias.as_ref());
+    let product = shape.params(1.0, flags)?;
+    Ok(LoraParams { product, r: matmul::size(r)?, tiles: 0, scale, pad_: 0 })
+}
+
+/// How a fused kernel of tiles is launched, with room for rank `room`.
+fn launch_of(tiles: usize, shape: Shape, room: u32, behind: u32) -> Result<Launch> {
+    let tile = params::LORA_TILE as usize;
+    let ring = params::MATMUL_STAGES * (2 * params::LORA_TILE + room) * params::MATMUL_BK * 2;
+    Ok(Launch {
+        grid: [u32_of("tiles of an adapted layer", tiles * shape.n.div_ceil(tile))?, 1, 1],
+        block: params::LORA_THREADS,
+        shared_bytes: ring + behind,
+    })
+}
+
+/// Quantised w [n, k] of a common format, x [m, k], a [r, k] and b [n, r], aligned bf16; one adapter.
+fn fused_quant(
+    gpu: &Gpu,
+    y: FloatsMut<'_>,
+    u: DeviceSliceMut<'_, f32>,
+    w: &QuantMatrix,
+    [x, a, b]: [Factor<'_>; 3],
+    job: &Fused<'_>,
+) -> Result<()> {
+    let &Fused { shape, r, bias, .. } = job;
+    if shape.is_empty() {
+        return Ok(());
+    }
+    let mut p = scalars(&y, job)?;
+    if shape.m <= FEW_ROWS {
+        let us = gpu.alloc::<bf16>(shape.m * r)?;
+        shrink(gpu, &us, Some(u), [x, a], job, p)?;
+        let us = Factor::plain(Floats::Bf16(us.slice()), shape.m, r);
+        let product = quant::Product::nt(Precision::Bf16, y, x, w);
+        return quant::gemm(gpu, quant::Product { bias, second: Some([us, b]), ..product });
+    }
+    let tiles = shape.m.div_ceil(params::LORA_TILE as usize);
+    p.tiles = matmul::size(tiles)?;
+    let (function, room) = quant::adapted(gpu, w, r)?;
+    let launch = launch_of(tiles, shape, room, params::QUANT_TABLE_BYTES)?;
+    let mut q = quant::scalars(w, p.product)?;
+    let [mut codes, mut high, mut scales, mut supers] = w.addresses();
+    let [mut x, mut a, mut b] = [x, a, b].map(|f| f.source.address());
+    let (mut to, mut to_u) = (y.address(), u.address());
+    let mut bias = bias.map_or(0, |bias| bias.address());
+    let mut args = [
+        arg(&mut to),
+        arg(&mut to_u),
+        arg(&mut x),
+        arg(&mut codes),
+        arg(&mut high),
+        arg(&mut scales),
+        arg(&mut supers),
+        arg(&mut a),
+        arg(&mut b),
+        arg(&mut bias),
+        arg(&mut p),
+        arg(&mut q),
+    ];
+    // SAFETY: `forward`, the only caller, compared the lengths of y, u, x, a, b and the bias with the
+    // sizes in `p` and found x, a and b to be aligned bf16; a `QuantMatrix` has planes of its rows and
+    // strides; the arguments are the kernel's.
+    unsafe { gpu.launch(function, launch, &mut args) }
 }
 
 /// Factors x [m, k], w [n, k], a [adapters * r, k] and b [adapters * n, r], aligned bf16.
@@ -432,31 +581,21 @@ fn fused(
     [x, w, a, b]: [Factor<'_>; 4],
     job: &Fused<'_>,
 ) -> Result<()> {
-    let &Fused { shape, r, bias, scale, scales, rows } = job;
+    let &Fused { shape, r, bias, scales, rows, .. } = job;
     let Some((instance, room)) = fused_rank(r) else {
         return Err(Error::Unsupported(format!("a fused adapter of rank {r}")));
     };
     if shape.is_empty() {
         return Ok(());
     }
-    let tile = params::LORA_TILE as usize;
-    let tiles = rows.map_or(shape.m.div_ceil(tile), |rows| rows.tiles.len() / 4);
-    let bias_flag =
-        if matches!(bias, Some(Floats::Bf16(_))) { params::MATMUL_BIAS_BF16 } else { 0 };
-    let product = shape.params(1.0, flags(&y, false, shape.n, Some(&x), Some(&w)) | bias_flag)?;
-    let mut p =
-        LoraParams { product, r: matmul::size(r)?, tiles: matmul::size(tiles)?, scale, pad_: 0 };
+    let mut p = scalars(&y, job)?;
     if shape.m <= FEW_ROWS {
         return few(gpu, y, u, [x, w, a, b], job, p);
     }
-    let launch = Launch {
-        grid: [u32_of("tiles of an adapted layer", tiles * shape.n.div_ceil(tile))?, 1, 1],
-        block: params::LORA_THREADS,
-        shared_bytes: params::MATMUL_STAGES
-            * (2 * params::LORA_TILE + room)
-            * params::MATMUL_BK
-            * 2,
-    };
+    let one = shape.m.div_ceil(params::LORA_TILE as usize);
+    let tiles = rows.map_or(one, |rows| rows.tiles.len() / 4);
+    p.tiles = matmul::size(tiles)?;
+    let launch = launch_of(tiles, shape, room, 0)?;
     let mut to = y.address();
     let mut to_u = u.map_or(0, |u| u.address());
     let [mut x, mut w, mut a, mut b] = [x, w, a, b].map(|f| f.source.address());

@@ -169,8 +169,7 @@ pub fn gemm_by(gpu: &Gpu, product: Product<'_>, kernel: Kernel) -> Result<()> {
         return Ok(());
     }
     let kernel = kernel.resolve(gpu, precision, shape, &a, &b)?;
-    let flags = flags(&out, acc, shape.n, Some(&a), Some(&b))
-        | if matches!(bias, Some(Floats::Bf16(_))) { params::MATMUL_BIAS_BF16 } else { 0 };
+    let flags = flags(&out, acc, shape.n, Some(&a), Some(&b)) | bias_flag(bias.as_ref());
     let mut p = shape.params(alpha, flags)?;
     (p.a_type, p.b_type) = (a.source.tag(), b.source.tag());
     let form = Form::of(a.transposed, b.transposed);
@@ -338,6 +337,11 @@ pub fn gated_by(
     // `resolve` was asked about the less aligned of the weights, which are of one type; the
     // arguments are the kernel's.
     unsafe { gpu.launch(function, launch, &mut args) }
+}
+
+/// What kernels are told of a bias.
+pub(super) fn bias_flag(bias: Option<&Floats<'_>>) -> u32 {
+    if matches!(bias, Some(Floats::Bf16(_))) { params::MATMUL_BIAS_BF16 } else { 0 }
 }
 
 /// Whether 2 neighbouring results may be stored at once, which type they are of, and what may be

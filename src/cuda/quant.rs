@@ -7,6 +7,7 @@
 //! decoded matrix in bf16, so a row has the same bits alone and in any company. In [`Precision::F32`]
 //! one kernel computes any number of rows.
 
+mod encode;
 mod kernels;
 mod matrix;
 mod planes;
@@ -18,6 +19,7 @@ use super::{
     DeviceBuffer, DeviceSlice, Floats, FloatsMut, Function, Gpu, Launch, arg, expect_len, u32_of,
 };
 use crate::{Error, Result};
+pub use encode::Encodable;
 use half::bf16;
 use kernels::NAMES;
 pub(crate) use kernels::Quant;
@@ -98,7 +100,7 @@ impl<'a> Product<'a> {
 }
 
 /// Sizes of `out = x w'` for w' [k, n].
-fn shape_of(out: &FloatsMut<'_>, x: &Factor<'_>, n: usize, k: usize) -> Result<Shape> {
+pub(super) fn shape_of(out: &FloatsMut<'_>, x: &Factor<'_>, n: usize, k: usize) -> Result<Shape> {
     let fits = x.rows.checked_mul(x.cols) == Some(x.source.len());
     if x.transposed || x.cols != k || x.rows.checked_mul(n) != Some(out.len()) || !fits {
         return Err(Error::Shape {
@@ -108,6 +110,17 @@ fn shape_of(out: &FloatsMut<'_>, x: &Factor<'_>, n: usize, k: usize) -> Result<S
         });
     }
     Ok(Shape { m: x.rows, n, k })
+}
+
+/// The kernel for a layer with an adapter of rank `r` whose weight this is, and the rank that it has
+/// room for.
+pub(super) fn adapted<'a>(gpu: &'a Gpu, w: &QuantMatrix, r: usize) -> Result<(&'a Function, u32)> {
+    let kernels = gpu.quant.formats[w.format().id()].lora.as_ref();
+    match (kernels, r) {
+        (Some([low, _]), 0..=16) => Ok((low, params::LORA_RANK_16)),
+        (Some([_, high]), 17..=64) => Ok((high, params::LORA_RANK_64)),
+        _ => Err(Error::Unsupported(format!("a fused adapter of rank {r} with {w:?}"))),
+    }
 }
 
 /// Computes a product.
@@ -149,7 +162,7 @@ pub fn gemm_by(gpu: &Gpu, mut product: Product<'_>, kernel: Kernel) -> Result<()
 }
 
 /// What the kernels are told of the matrix.
-fn scalars(w: &QuantMatrix, product: params::MatmulParams) -> Result<QuantParams> {
+pub(super) fn scalars(w: &QuantMatrix, product: params::MatmulParams) -> Result<QuantParams> {
     let strides = w.strides();
     Ok(QuantParams {
         product,
@@ -166,10 +179,6 @@ fn scalars(w: &QuantMatrix, product: params::MatmulParams) -> Result<QuantParams
     })
 }
 
-fn bias_flag(bias: Option<&Floats<'_>>) -> u32 {
-    if matches!(bias, Some(Floats::Bf16(_))) { params::MATMUL_BIAS_BF16 } else { 0 }
-}
-
 /// Blocks of square tiles.
 fn tiles(shape: Shape, tile: u32) -> Result<[u32; 3]> {
     let tile = tile as usize;
@@ -181,7 +190,7 @@ fn tiles(shape: Shape, tile: u32) -> Result<[u32; 3]> {
 fn single(gpu: &Gpu, product: Product<'_>, shape: Shape) -> Result<()> {
     let Product { out, acc, alpha, x, w, transposed, bias, .. } = product;
     let form = if transposed { params::MATMUL_B_TRANSPOSED } else { 0 };
-    let flags = flags(&out, acc, shape.n, Some(&x), None) | bias_flag(bias.as_ref()) | form;
+    let flags = flags(&out, acc, shape.n, Some(&x), None) | matmul::bias_flag(bias.as_ref()) | form;
     let mut p = scalars(w, shape.params(alpha, flags)?)?;
     p.product.a_type = x.source.tag();
     let launch = Launch {
@@ -290,30 +299,56 @@ fn tensor(gpu: &Gpu, product: Product<'_>, shape: Shape, kernel: Kernel) -> Resu
     let launch = Launch { grid: tiles(shape, tile)?, block: params::MATMUL_THREADS, shared_bytes };
     let Product { out, acc, alpha, x, w, transposed, second, bias, .. } = product;
     let rows = Aligned::of(gpu, &x)?;
-    let flags = flags(&out, acc, shape.n, None, None) | bias_flag(bias.as_ref());
+    let flags = flags(&out, acc, shape.n, None, None) | matmul::bias_flag(bias.as_ref());
     let shape = Shape { k: rows.cols, ..shape };
     let mut p = scalars(w, shape.params(alpha, flags)?)?;
     p.product.k2 = size(second.map_or(0, |[u, _]| u.cols))?;
-    let [mut codes, mut high, mut scales, mut supers] = w.addresses();
-    let (mut to, mut from) = (out.address(), rows.address(&x));
-    let [mut u, mut b] = second.map_or([0, 0], |pair| pair.map(|f| f.source.address()));
-    let mut bias = bias.map_or(0, |bias| bias.address());
-    let mut args = [
-        arg(&mut to),
-        arg(&mut from),
-        arg(&mut codes),
-        arg(&mut high),
-        arg(&mut scales),
-        arg(&mut supers),
-        arg(&mut u),
-        arg(&mut b),
-        arg(&mut bias),
-        arg(&mut p),
-    ];
+    let operands = Operands { out, x: rows.address(&x), w, second, bias };
     // SAFETY: `Product::shape` compared the lengths of out, x, the second pair and the bias with the
-    // sizes in `p`; x is aligned bf16 or was copied to such rows, the second pair was found to be; a
-    // `QuantMatrix` has planes of its rows and strides; the arguments are the kernel's.
-    unsafe { gpu.launch(&functions[usize::from(!transposed)], launch, &mut args) }
+    // sizes in `p`; x is aligned bf16 or was copied to such rows, the second pair was found to be.
+    unsafe { operands.launch(gpu, &functions[usize::from(!transposed)], launch, p) }
+}
+
+/// What the tiled and the skinny kernels read and write.
+struct Operands<'a> {
+    out: FloatsMut<'a>,
+    /// Address of the rows.
+    x: u64,
+    w: &'a QuantMatrix,
+    second: Option<[Factor<'a>; 2]>,
+    bias: Option<Floats<'a>>,
+}
+
+impl Operands<'_> {
+    /// # Safety
+    /// All have the sizes in `p`, and the types and alignment that the kernel takes.
+    unsafe fn launch(
+        self,
+        gpu: &Gpu,
+        function: &Function,
+        launch: Launch,
+        mut p: QuantParams,
+    ) -> Result<()> {
+        let Operands { out, x: mut from, w, second, bias } = self;
+        let [mut codes, mut high, mut scales, mut supers] = w.addresses();
+        let [mut u, mut b] = second.map_or([0, 0], |pair| pair.map(|f| f.source.address()));
+        let (mut to, mut bias) = (out.address(), bias.map_or(0, |bias| bias.address()));
+        let mut args = [
+            arg(&mut to),
+            arg(&mut from),
+            arg(&mut codes),
+            arg(&mut high),
+            arg(&mut scales),
+            arg(&mut supers),
+            arg(&mut u),
+            arg(&mut b),
+            arg(&mut bias),
+            arg(&mut p),
+        ];
+        // SAFETY: the caller's word; a `QuantMatrix` has planes of its rows and strides; the arguments
+        // are those of both kinds of kernels, in their order.
+        unsafe { gpu.launch(function, launch, &mut args) }
+    }
 }
 
 /// Blocks and shared memory of a skinny kernel; `None` where a block has no room for x.
@@ -373,36 +408,28 @@ fn skinny_rows(
 fn skinny(gpu: &Gpu, product: Product<'_>, shape: Shape, function: &Function) -> Result<()> {
     let Product { out, acc, alpha, x, w, second, bias, .. } = product;
     let (rows, a_type, launch) = skinny_rows(gpu, shape, &x, w.format(), 1)?;
-    let flags = flags(&out, acc, shape.n, None, None) | bias_flag(bias.as_ref());
+    let flags = flags(&out, acc, shape.n, None, None) | matmul::bias_flag(bias.as_ref());
     let shape = Shape { k: rows.cols, ..shape };
     let mut p = scalars(w, shape.params(alpha, flags)?)?;
     p.product.a_type = a_type;
     p.product.k2 = size(second.map_or(0, |[u, _]| u.cols))?;
-    let [mut codes, mut high, mut scales, mut supers] = w.addresses();
-    let (mut to, mut from) = (out.address(), rows.address(&x));
-    let [mut u, mut b] = second.map_or([0, 0], |pair| pair.map(|f| f.source.address()));
-    let mut bias = bias.map_or(0, |bias| bias.address());
-    let mut args = [
-        arg(&mut to),
-        arg(&mut from),
-        arg(&mut codes),
-        arg(&mut high),
-        arg(&mut scales),
-        arg(&mut supers),
-        arg(&mut u),
-        arg(&mut b),
-        arg(&mut bias),
-        arg(&mut p),
-    ];
+    let operands = Operands { out, x: rows.address(&x), w, second, bias };
     // SAFETY: as in `tensor`; x is aligned f32 or bf16, as `a_type` says, and of at most 16 rows; the
     // shared memory is what `skinny_launch` counts for these sizes.
-    unsafe { gpu.launch(function, launch, &mut args) }
+    unsafe { operands.launch(gpu, function, launch, p) }
+}
+
+/// Whether [`gated`] takes `m` rows with these weights.
+pub fn gates(m: usize, w1: &QuantMatrix, w3: &QuantMatrix) -> bool {
+    let same = (w1.format(), w1.n(), w1.k()) == (w3.format(), w3.n(), w3.k());
+    same && m <= FEW_ROWS && NAMES[w1.format().id()].skinny_bytes.is_some()
 }
 
 /// `out [m, n] = silu(x w1ᵀ) * (x w3ᵀ)` with `silu(v) = v / (1 + e^-v)`, in bf16, for at most
 /// [`FEW_ROWS`] rows: both weights [n, k] of one format whose rows are whole blocks.
 ///
-/// f32 sums; the two products are not rounded before they meet. Overwrites.
+/// f32 sums; the two products are not rounded before they meet. Overwrites. The bits are those of two
+/// products in f32 and [`swiglu`](super::swiglu), but for the sign of a zero.
 ///
 /// # Errors
 /// When shapes or formats do not fit, there are more rows, or a launch fails.
@@ -414,9 +441,8 @@ pub fn gated(
     w3: &QuantMatrix,
 ) -> Result<()> {
     let shape = shape_of(&out, &x, w1.n(), w1.k())?;
-    let same = (w1.format(), w1.n(), w1.k()) == (w3.format(), w3.n(), w3.k());
     let function = match &gpu.quant.formats[w1.format().id()].skinny {
-        Some([_, gated]) if same && shape.m <= FEW_ROWS => gated,
+        Some([_, gated]) if gates(shape.m, w1, w3) => gated,
         _ => {
             let what = format!("a gated product of {} rows with {w1:?} and {w3:?}", shape.m);
             return Err(Error::Unsupported(what));

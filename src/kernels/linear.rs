@@ -12,6 +12,8 @@ use crate::error::Result;
 use crate::tensor::{DType, Matrix, Params, Pool, Rows};
 
 #[cfg(feature = "cuda")]
+use crate::cuda::lora::Weight;
+#[cfg(feature = "cuda")]
 use crate::cuda::matmul::{FEW_ROWS, Factor as CudaFactor, Kernel, Source};
 #[cfg(feature = "cuda")]
 use crate::cuda::{self, DeviceBuffer, Gpu};
@@ -118,11 +120,10 @@ pub fn forward(
     let scratch = &mut *with.scratch;
     let w = weight(w, params, precision)?;
     #[cfg(feature = "cuda")]
-    if let (Some(gpu), Factor::Cuda(w), Factor::Cuda(x)) = (device.gpu(), w, factor(x)) {
+    if let (Some(gpu), Some(w), Factor::Cuda(x)) = (device.gpu(), on_cuda(w), factor(x)) {
         let (precision, bias) = (cuda_precision(precision), bias.map(Floats::cuda).transpose()?);
         let Some((adapter, u)) = adapter else {
-            let product = cuda::matmul::Product::new(precision, y.cuda()?, x, w.t());
-            return cuda::matmul::gemm(gpu, cuda::matmul::Product { bias, ..product });
+            return w.product(gpu, precision, y.cuda()?, x, bias);
         };
         if let Some([a, b]) = halves(&adapter, params, with.precision)? {
             let scale = adapter.scale;
@@ -174,7 +175,7 @@ pub fn backward(
     let scratch = &mut *with.scratch;
     let w = weight(w, params, precision)?;
     #[cfg(feature = "cuda")]
-    if let (Some(gpu), Factor::Cuda(w), Factor::Cuda(dy)) = (device.gpu(), w, factor(dout))
+    if let (Some(gpu), Some(w), Factor::Cuda(dy)) = (device.gpu(), on_cuda(w), factor(dout))
         && let (Factor::Cuda(x), Factor::Cuda(u)) = (factor(x), factor(u))
         && let Some([a, b]) = halves(&adapter, params, precision)?
     {
@@ -218,8 +219,8 @@ pub struct Served<'a> {
     pub acc: bool,
 }
 
-/// Whether [`serve`] takes this adapter of a layer into its product: where weight and adapter are
-/// bf16 on a GPU, of a shape that the fused kernel has room for.
+/// Whether [`serve`] takes this adapter of a layer into its product: where the adapter is bf16 on a
+/// GPU, the weight too or quantised, of a kind and shape that a fused kernel has room for.
 ///
 /// # Errors
 /// When a matrix is stored for look-ups only.
@@ -232,7 +233,7 @@ pub fn takes_adapter(
 ) -> Result<bool> {
     #[cfg(feature = "cuda")]
     if device.gpu().is_some() && !exact {
-        let Factor::Cuda(w) = weight(w, params, Precision::Bf16)? else { return Ok(false) };
+        let Some(w) = on_cuda(weight(w, params, Precision::Bf16)?) else { return Ok(false) };
         let Some([a, b]) = halves(adapter, params, Precision::Bf16)? else { return Ok(false) };
         return Ok(cuda::lora::is_fused(&w, &a, &b));
     }
@@ -247,7 +248,7 @@ pub fn takes_adapter(
 pub fn adds(device: &Device, params: &Params, w: &Matrix) -> Result<bool> {
     #[cfg(feature = "cuda")]
     if device.gpu().is_some() {
-        return Ok(matches!(matmul::weight(w, params)?, Factor::Cuda(_)));
+        return Ok(on_cuda(matmul::weight(w, params)?).is_some());
     }
     let _ = (device, params, w);
     Ok(false)
@@ -272,7 +273,7 @@ pub fn serve<const N: usize>(
 ) -> Result<()> {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = device.gpu() {
-        return on_gpu(gpu, device, scratch, params, x, m, exact, list);
+        return on_gpu(gpu, params, x, m, exact, list);
     }
     let mut list = list;
     let products = list.each_mut().map(|one| {
@@ -288,19 +289,29 @@ pub fn serve<const N: usize>(
     Ok(())
 }
 
-/// Whether [`gated`] can be had for these weights: bf16 on a GPU.
+/// Whether [`gated`] can be had for `m` rows and these weights: on a GPU, where both are bf16, or
+/// quantised in one format and the rows few. (More rows of those have the same bits from two products
+/// in f32 and the activation.)
 ///
 /// # Errors
 /// When a matrix is stored for look-ups only.
-pub fn gates(device: &Device, params: &Params, exact: bool, weights: [&Matrix; 2]) -> Result<bool> {
+pub fn gates(
+    device: &Device,
+    params: &Params,
+    exact: bool,
+    m: usize,
+    [w1, w3]: [&Matrix; 2],
+) -> Result<bool> {
     #[cfg(feature = "cuda")]
     if device.gpu().is_some() && !exact {
-        let [w1, w3] = weights;
-        let is_bf16 = |w: Factor<'_>| matches!(w, Factor::Cuda(w) if is_bf16(&w));
-        let [w1, w3] = [weight(w1, params, Precision::Bf16)?, weight(w3, params, Precision::Bf16)?];
-        return Ok(is_bf16(w1) && is_bf16(w3));
+        let of = |w| Ok::<_, crate::error::Error>(on_cuda(weight(w, params, Precision::Bf16)?));
+        return Ok(match [of(w1)?, of(w3)?] {
+            [Some(Weight::Stored(w1)), Some(Weight::Stored(w3))] => is_bf16(&w1) && is_bf16(&w3),
+            [Some(Weight::Quant(w1)), Some(Weight::Quant(w3))] => cuda::quant::gates(m, w1, w3),
+            _ => false,
+        });
     }
-    let _ = (device, params, exact, weights);
+    let _ = (device, params, exact, m, [w1, w3]);
     Ok(false)
 }
 
@@ -320,12 +331,16 @@ pub fn gated(
     #[cfg(feature = "cuda")]
     if let Some(gpu) = device.gpu() {
         let [w1, w3] = weights;
-        let [Factor::Cuda(w1), Factor::Cuda(w3)] =
-            [weight(w1, params, Precision::Bf16)?, weight(w3, params, Precision::Bf16)?]
-        else {
-            return Err(matmul::elsewhere("cuda"));
-        };
+        let [w1, w3] = [weight(w1, params, Precision::Bf16)?, weight(w3, params, Precision::Bf16)?];
         let x = x.cuda()?;
+        let (w1, w3) = match [on_cuda(w1), on_cuda(w3)] {
+            [Some(Weight::Stored(w1)), Some(Weight::Stored(w3))] => (w1, w3),
+            [Some(Weight::Quant(w1)), Some(Weight::Quant(w3))] => {
+                let x = CudaFactor::plain(x, m, w1.k());
+                return cuda::quant::gated(gpu, out.cuda()?, x, w1, w3);
+            }
+            _ => return Err(matmul::elsewhere("cuda")),
+        };
         let low = (m > FEW_ROWS).then(|| rounded(gpu, x)).transpose()?;
         let x = low.as_ref().map_or(x, |low| low.slice().into());
         return cuda::matmul::gated(gpu, out.cuda()?, CudaFactor::plain(x, m, w1.cols), w1, w3);
@@ -344,6 +359,16 @@ fn cuda_precision(precision: Precision) -> cuda::matmul::Precision {
     match precision {
         Precision::F32 => cuda::matmul::Precision::F32,
         Precision::Bf16 => cuda::matmul::Precision::Bf16,
+    }
+}
+
+/// A weight as the kernels of layers take it, if it is on a GPU.
+#[cfg(feature = "cuda")]
+fn on_cuda(w: Factor<'_>) -> Option<Weight<'_>> {
+    match w {
+        Factor::Cuda(w) => Some(Weight::Stored(w)),
+        Factor::Quant { w, transposed: false } => Some(Weight::Quant(w)),
+        Factor::Quant { .. } | Factor::Host(_) => None,
     }
 }
 
@@ -374,13 +399,11 @@ fn rounded(gpu: &Gpu, x: cuda::Floats<'_>) -> Result<DeviceBuffer<bf16>> {
     Ok(low)
 }
 
-/// [`serve`] on a GPU: weights of bf16 meet bf16 activations unless `exact`, all others f32 ones.
+/// [`serve`] on a GPU: weights of bf16 and quantised ones meet bf16 activations unless `exact`, all
+/// others f32 ones.
 #[cfg(feature = "cuda")]
-#[allow(clippy::too_many_arguments)]
 fn on_gpu<const N: usize>(
     gpu: &Gpu,
-    device: &Device,
-    scratch: &mut Scratch,
     params: &Params,
     x: Floats<'_>,
     m: usize,
@@ -388,28 +411,24 @@ fn on_gpu<const N: usize>(
     list: [Served<'_>; N],
 ) -> Result<()> {
     let of = if exact { Precision::F32 } else { Precision::Bf16 };
-    let is_low = |one: &Served<'_>| -> Result<bool> {
-        Ok(!exact && matches!(weight(one.w, params, of)?, Factor::Cuda(w) if is_bf16(&w)))
+    let of_one = |w| -> Result<(Weight<'_>, bool)> {
+        let w = on_cuda(weight(w, params, of)?).ok_or_else(|| matmul::elsewhere("cuda"))?;
+        let is_low = match &w {
+            Weight::Stored(w) => is_bf16(w),
+            Weight::Quant(_) => true,
+        };
+        Ok((w, is_low && !exact))
     };
     // Few rows are rounded by the kernel that reads them, but for an adapter's; many once for all.
     let mut low = None;
     for one in &list {
-        if low.is_none() && (m > FEW_ROWS || one.adapter.is_some()) && is_low(one)? {
+        if low.is_none() && (m > FEW_ROWS || one.adapter.is_some()) && of_one(one.w)?.1 {
             low = Some(rounded(gpu, x.cuda()?)?);
         }
     }
     for one in list {
-        let is_low = is_low(&one)?;
-        let Served { w, bias, adapter, mut out, acc } = one;
-        let Factor::Cuda(factor) = weight(w, params, of)? else {
-            assert!(adapter.is_none() && !acc, "a kernel of plain weights");
-            let product = Product { w, out: reborrow(&mut out) };
-            matmul::products(device, scratch, params, x, m, exact, [product])?;
-            if let Some(bias) = bias {
-                rows::add_bias_acc(device, out, bias)?;
-            }
-            continue;
-        };
+        let (weight, is_low) = of_one(one.w)?;
+        let Served { w, bias, adapter, out, acc } = one;
         let (bias, out) = (bias.map(Floats::cuda).transpose()?, out.cuda()?);
         let precision =
             if is_low { cuda::matmul::Precision::Bf16 } else { cuda::matmul::Precision::F32 };
@@ -424,14 +443,24 @@ fn on_gpu<const N: usize>(
             };
             let mut u = gpu.alloc::<f32>(m * a.rows)?;
             let scale = adapter.scale;
-            let layer = cuda::lora::Layer { w: factor, bias, a, b, scale, precision };
+            let layer = cuda::lora::Layer { w: weight, bias, a, b, scale, precision };
             cuda::lora::forward(gpu, out, u.slice_mut(), x, &layer)?;
             continue;
         }
-        // In f32 few and many rows have two orders of summation unless one kernel computes both.
-        let kernel = if is_low { Kernel::Chosen } else { Kernel::Small };
-        let product = cuda::matmul::Product::new(precision, out, x, factor.t());
-        cuda::matmul::gemm_by(gpu, cuda::matmul::Product { acc, bias, ..product }, kernel)?;
+        match weight {
+            Weight::Stored(factor) => {
+                // In f32 few and many rows have two orders of summation unless one kernel computes
+                // both.
+                let kernel = if is_low { Kernel::Chosen } else { Kernel::Small };
+                let product = cuda::matmul::Product::new(precision, out, x, factor.t());
+                let product = cuda::matmul::Product { acc, bias, ..product };
+                cuda::matmul::gemm_by(gpu, product, kernel)?;
+            }
+            Weight::Quant(w) => {
+                let product = cuda::quant::Product::nt(precision, out, x, w);
+                cuda::quant::gemm(gpu, cuda::quant::Product { acc, bias, ..product })?;
+            }
+        }
     }
     Ok(())
 }

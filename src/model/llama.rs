@@ -273,7 +273,7 @@ impl Model {
         let (text, weights) = std::thread::scope(|scope| {
             let text = scope.spawn(|| text_parts(&checkpoint));
             let weights = if device.is_gpu() {
-                Weights::load_blocks(&device.cpu, &checkpoint, false, None)
+                Weights::load_blocks(&device.cpu, &checkpoint, false, false)
             } else if options.cache_weights {
                 Weights::load_cached(&device.cpu, &checkpoint)
             } else {

@@ -28,7 +28,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
-use crate::model::weights_cuda::move_weights;
+use crate::model::weights_cuda::{encode_layers, move_weights};
 
 /// Stream of a seed that random weights are drawn from, one a weight from here on.
 const INIT_STREAM: u64 = 1 << 41;
@@ -255,8 +255,12 @@ fn frozen(
     nf4: Option<bool>,
 ) -> Result<Weights> {
     #[cfg(feature = "cuda")]
-    if device.gpu.is_some() {
-        return Weights::load_blocks(&device.cpu, checkpoint, narrow, nf4);
+    if let Some(gpu) = &device.gpu {
+        let mut weights = Weights::load_blocks(&device.cpu, checkpoint, narrow, nf4.is_some())?;
+        if let Some(double_quant) = nf4 {
+            encode_layers(&mut weights, gpu, checkpoint, double_quant)?;
+        }
+        return Ok(weights);
     }
     match nf4 {
         Some(double_quant) => Weights::load_nf4(&device.cpu, checkpoint, narrow, double_quant),

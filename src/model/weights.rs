@@ -90,6 +90,8 @@ struct Loader<'a> {
     nf4: Option<bool>,
     /// Whether quantised matrices stay the file's blocks, which a GPU multiplies.
     blocks: bool,
+    /// Whether linear layers of blocks keep the file's type, from which a GPU encodes them.
+    encoded: bool,
     /// Panels that need not be made.
     cache: Option<&'a PanelCache>,
     /// Quantised matrices by the names of their tensors, as they come.
@@ -158,21 +160,21 @@ impl Weights {
     }
 
     /// Weights to be moved to a GPU: quantised matrices stay the blocks of the mapped file, and are
-    /// good for look-ups only until then. With `nf4`, linear layers of the blocks are encoded as
-    /// [`Weights::load_nf4`] does, with or without double quantisation.
+    /// good for look-ups only until then. With `encoded`, linear layers of the blocks, which are to be
+    /// encoded there, stay as the file has them, whatever `narrow` says.
     ///
     /// # Errors
-    /// As [`Weights::load`] and [`Weights::load_nf4`].
+    /// As [`Weights::load`]; with `encoded`, layers that are quantised already.
     pub fn load_blocks(
         cpu: &Cpu,
         checkpoint: &Checkpoint,
         narrow: bool,
-        nf4: Option<bool>,
+        encoded: bool,
     ) -> Result<Weights> {
-        if nf4.is_some() {
+        if encoded {
             refuse_quantised(checkpoint)?;
         }
-        Loader { narrow, nf4, blocks: true, ..Loader::new(cpu, checkpoint) }.weights()
+        Loader { narrow, blocks: true, encoded, ..Loader::new(cpu, checkpoint) }.weights()
     }
 
     /// Bytes that computing one token reads: every matrix once, of the table (unless tied) one
@@ -243,7 +245,8 @@ impl Failure {
 impl<'a> Loader<'a> {
     fn new(cpu: &'a Cpu, checkpoint: &'a Checkpoint) -> Self {
         let packed = RefCell::default();
-        Loader { cpu, checkpoint, narrow: false, nf4: None, blocks: false, cache: None, packed }
+        let (narrow, blocks, encoded) = (false, false, false);
+        Loader { cpu, checkpoint, narrow, nf4: None, blocks, encoded, cache: None, packed }
     }
 
     fn weights(&self) -> Result<Weights> {
@@ -296,8 +299,9 @@ impl<'a> Loader<'a> {
             let data = MatrixData::Nf4(Arc::new(self.nf4(tensor, [n, k], double_quant)?));
             return Ok(Matrix { n, k, data });
         }
+        let keeps = self.encoded && target_of(weight).is_some();
         let data = match tensor.dtype {
-            FileDType::F32 if self.narrow => {
+            FileDType::F32 if self.narrow && !keeps => {
                 let low = Low(self.narrowed(tensor, n, k)?);
                 MatrixData::Dense(Bytes::new(low), Dense::BF16)
             }

@@ -1,9 +1,11 @@
 //! Weights on a GPU: copied when a model is opened, piece by piece from the file's pages into memory
 //! that the device reads by itself, so that the host holds no second model, and not one tensor twice.
 
-use crate::cuda::quant::QuantMatrix;
+use crate::cuda::quant::{Encodable, QuantMatrix};
 use crate::cuda::{DeviceBuffer, Element, Gpu};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::model::checkpoint::Checkpoint;
+use crate::model::names::{BlockWeight, Weight};
 use crate::model::weights::Weights;
 use crate::ops::Linear;
 use crate::tensor::{CudaMatrix, Home, Matrix, MatrixData, Values, Vector};
@@ -48,6 +50,65 @@ pub fn move_weights(weights: &mut Weights, gpu: &Arc<Gpu>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Encodes the linear layers of the blocks in NF4 on the GPU, from the checkpoint's own numbers as
+/// [`Weights::load_blocks`] leaves them; with `double_quant` their scales too. The CPU's bits.
+///
+/// # Errors
+/// Weights that are not finite; when the GPU has no room, or failed.
+pub fn encode_layers(
+    weights: &mut Weights,
+    gpu: &Gpu,
+    checkpoint: &Checkpoint,
+    double_quant: bool,
+) -> Result<()> {
+    use BlockWeight::*;
+    for (layer, block) in weights.blocks.iter_mut().enumerate() {
+        let matrices = [
+            (&mut block.wq.w, Wq),
+            (&mut block.wk.w, Wk),
+            (&mut block.wv.w, Wv),
+            (&mut block.wo.w, Wo),
+            (&mut block.w1.w, W1),
+            (&mut block.w2.w, W2),
+            (&mut block.w3.w, W3),
+        ];
+        for (w, name) in matrices {
+            let tensor = checkpoint.weight(Weight::Block(layer, name))?;
+            let MatrixData::Dense(bytes, kind) = &w.data else {
+                let what = format!("{}: encoding {w:?} in NF4", tensor.name);
+                return Err(Error::Unsupported(what));
+            };
+            let (bytes, shape) = (bytes.as_slice(), [w.n, w.k]);
+            let encoded = match kind {
+                Dense::F32 => nf4(gpu, shape, double_quant, bytes, f32::from_le_bytes)?,
+                Dense::BF16 => nf4(gpu, shape, double_quant, bytes, bf16::from_le_bytes)?,
+                Dense::F16 => nf4(gpu, shape, double_quant, bytes, f16::from_le_bytes)?,
+            };
+            let encoded = encoded.ok_or_else(|| {
+                let what = format!("{}: a weight that is not finite", tensor.name);
+                Error::format(checkpoint.files.path_of(tensor), what)
+            })?;
+            w.data = MatrixData::Cuda(Arc::new(CudaMatrix::Quant(encoded)));
+        }
+    }
+    Ok(())
+}
+
+/// A matrix encoded from numbers as they lie in a file; `None` where one is not finite.
+fn nf4<T: Encodable, const SIZE: usize>(
+    gpu: &Gpu,
+    shape: [usize; 2],
+    double_quant: bool,
+    bytes: &[u8],
+    of: fn([u8; SIZE]) -> T,
+) -> Result<Option<QuantMatrix>> {
+    let numbers = bytes.as_chunks::<SIZE>().0;
+    QuantMatrix::encode_nf4(gpu, shape, double_quant, |first, out| {
+        out.iter_mut().zip(&numbers[first..]).for_each(|(x, &b)| *x = of(b));
+        Ok(())
+    })
 }
 
 /// Whether two matrices share their memory.

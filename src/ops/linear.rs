@@ -103,16 +103,11 @@ pub fn linears<'w, const N: usize>(
 /// As [`linear()`].
 pub fn linear_add<'w>(
     cx: &mut Cx<'_, 'w>,
-    mut x: Var<'w>,
+    x: Var<'w>,
     input: Var<'w>,
     layer: &'w Linear,
 ) -> Result<Var<'w>> {
-    if added(cx, &mut x, &input, layer)? {
-        return Ok(x);
-    }
-    let out = linear(cx, &input, layer)?;
-    drop(input);
-    add(cx, x, out)
+    plus(cx, x, input, layer, linear)
 }
 
 /// [`linear_add`] with [`last_linear`].
@@ -121,14 +116,25 @@ pub fn linear_add<'w>(
 /// As [`linear()`].
 pub fn last_linear_add<'w>(
     cx: &mut Cx<'_, 'w>,
+    x: Var<'w>,
+    input: Var<'w>,
+    layer: &'w Linear,
+) -> Result<Var<'w>> {
+    plus(cx, x, input, layer, last_linear)
+}
+
+/// `x` plus what `of` makes of `input`.
+fn plus<'w, 'c>(
+    cx: &mut Cx<'c, 'w>,
     mut x: Var<'w>,
     input: Var<'w>,
     layer: &'w Linear,
+    of: fn(&mut Cx<'c, 'w>, &Var<'w>, &'w Linear) -> Result<Var<'w>>,
 ) -> Result<Var<'w>> {
     if added(cx, &mut x, &input, layer)? {
         return Ok(x);
     }
-    let out = last_linear(cx, &input, layer)?;
+    let out = of(cx, &input, layer)?;
     drop(input);
     add(cx, x, out)
 }
@@ -164,8 +170,8 @@ pub fn gated<'w>(cx: &mut Cx<'_, 'w>, x: Var<'w>, [gate, up]: [&'w Linear; 2]) -
     if let Mode::Serve { exact } = cx.mode {
         let plain = |layer: &Linear| layer.bias.is_none() && layer.active(cx).is_empty();
         let weights = [&gate.w, &up.w];
-        if plain(gate) && plain(up) && linear::gates(cx.device, cx.params, exact, weights)? {
-            let m = x.rows.rows();
+        let m = x.rows.rows();
+        if plain(gate) && plain(up) && linear::gates(cx.device, cx.params, exact, m, weights)? {
             let mut out = cx.take(m, gate.w.n)?;
             let (to, rows) = (out.floats_mut(), x.rows.floats());
             linear::gated(cx.device, cx.params, to, rows, m, weights)?;

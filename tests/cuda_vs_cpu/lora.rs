@@ -2,7 +2,9 @@
 //! products, several adapters in a batch, and all gradients.
 
 use half::bf16;
-use puna::cuda::lora::{Adapters, Gradients, Layer, RowAdapters, backward, forward, forward_rows};
+use puna::cuda::lora::{
+    Adapters, Gradients, Layer, RowAdapters, Weight, backward, forward, forward_rows,
+};
 use puna::cuda::matmul::{Factor, Precision};
 use puna::cuda::{Floats, FloatsMut, Gpu};
 use puna::error::Error;
@@ -113,7 +115,7 @@ fn a_layer_with_an_adapter_is_the_sum_of_both_products() {
                 let mut y16 = guarded(&gpu, &vec![bf16::ONE; if low { m * n } else { 0 }]);
                 let mut u = guarded(&gpu, &vec![9f32; m * r]);
                 let layer = Layer {
-                    w: data.w.factor(),
+                    w: Weight::Stored(data.w.factor()),
                     bias: Some(bias_of(&data)),
                     a: data.a.factor(),
                     b: data.b.factor(),
@@ -167,7 +169,7 @@ fn rows_forward(gpu: &Gpu, data: &Data, list: &[Option<usize>]) -> Vec<f32> {
     let mut u = guarded(gpu, &vec![9f32; m * r]);
     let to = FloatsMut::F32(y.slice_mut());
     let bias = Some(bias_of(data));
-    let (x, w) = (x.factor(), data.w.factor());
+    let (x, w) = (x.factor(), Weight::Stored(data.w.factor()));
     forward_rows(gpu, to, u.slice_mut(), x, w, bias, &adapters, &rows).unwrap();
     u.check();
     y.check()
@@ -253,7 +255,7 @@ fn check_gradients(gpu: &Gpu, size: Size, kind: Kind, precision: Precision) {
     let u = Numbers::random(gpu, &mut rng, Kind::F32, m, r);
     let scale = SCALES[2];
     let layer = Layer {
-        w: data.w.factor(),
+        w: Weight::Stored(data.w.factor()),
         bias: None,
         a: data.a.factor(),
         b: data.b.factor(),
@@ -345,7 +347,7 @@ fn adapters_that_do_not_fit_are_refused() {
     let mut y = gpu.alloc::<f32>(size.m * size.n).unwrap();
     let mut u = gpu.alloc::<f32>(size.m * size.r).unwrap();
     let layer = |a, b| Layer {
-        w: data.w.factor(),
+        w: Weight::Stored(data.w.factor()),
         bias: None,
         a,
         b,

@@ -14,6 +14,7 @@ mod flash_sm90a;
 mod harness;
 mod kv;
 mod lora;
+mod lora_quant;
 mod matmul;
 mod matmul_sm90a;
 mod memory;

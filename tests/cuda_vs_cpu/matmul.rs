@@ -28,8 +28,8 @@ const KINDS: [Kind; 3] = [Kind::F32, Kind::Bf16, Kind::F16];
 pub struct Numbers {
     pub values: Vec<f32>,
     pub kind: Kind,
-    rows: usize,
-    cols: usize,
+    pub rows: usize,
+    pub cols: usize,
     f32: DeviceBuffer<f32>,
     bf16: DeviceBuffer<bf16>,
     f16: DeviceBuffer<f16>,

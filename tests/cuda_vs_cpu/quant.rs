@@ -1,10 +1,10 @@
 //! Quantised matrices on the device: every format decoded with the CPU's bits, products with the bits
 //! of those with the decoded matrix, and near the sums in f64.
 
-use half::bf16;
+use half::{bf16, f16};
 use puna::cuda::matmul::{self, Factor, Precision};
 use puna::cuda::quant::{Kernel, Product, QuantMatrix, gated, gather, gemm, gemm_by};
-use puna::cuda::{Floats, FloatsMut, Gpu};
+use puna::cuda::{Floats, FloatsMut, Gpu, swiglu};
 use puna::error::Error;
 use puna::rng::Rng;
 use puna_cpu::isa::Isa;
@@ -19,27 +19,27 @@ use crate::support::{Failures, gpu, guarded};
 
 /// A format of weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Form {
+pub(crate) enum Form {
     Nf4 { double: bool },
     Block(BlockType),
 }
 
-fn forms() -> Vec<Form> {
+pub(crate) fn forms() -> Vec<Form> {
     let nf4 = [false, true].map(|double| Form::Nf4 { double });
     nf4.into_iter().chain(BlockType::ALL.map(Form::Block)).collect()
 }
 
 /// A matrix on the device and the weights that the CPU decodes it to.
-struct Weights {
-    form: Form,
-    n: usize,
-    k: usize,
-    device: QuantMatrix,
-    values: Vec<f32>,
+pub(crate) struct Weights {
+    pub form: Form,
+    pub n: usize,
+    pub k: usize,
+    pub device: QuantMatrix,
+    pub values: Vec<f32>,
 }
 
 impl Weights {
-    fn new(gpu: &Gpu, form: Form, [n, k]: [usize; 2], seed: u64) -> Weights {
+    pub fn new(gpu: &Gpu, form: Form, [n, k]: [usize; 2], seed: u64) -> Weights {
         let mut rng = Rng::new(seed, (n * k) as u64);
         // Rows of different sizes: scales differ.
         let mut w = normals(&mut rng, n * k);
@@ -62,7 +62,7 @@ impl Weights {
     }
 
     /// The decoded matrix as a factor of plain products.
-    fn numbers(&self, gpu: &Gpu, precision: Precision) -> Numbers {
+    pub fn numbers(&self, gpu: &Gpu, precision: Precision) -> Numbers {
         Numbers::new(gpu, kind_of(precision), &self.values, self.n, self.k, 0)
     }
 }
@@ -75,7 +75,7 @@ fn kind_of(precision: Precision) -> Kind {
 }
 
 /// Lengths of rows: whole blocks, and of NF4 blocks that begin inside of rows.
-fn lengths(form: Form) -> &'static [usize] {
+pub(crate) fn lengths(form: Form) -> &'static [usize] {
     match form {
         Form::Nf4 { .. } => &[64, 320, 40, 65, 129],
         Form::Block(block) if block.block_len() == 32 => &[32, 96, 288],
@@ -408,9 +408,99 @@ fn a_gated_product_is_that_of_the_decoded_matrices() {
         gated(&gpu, FloatsMut::F32(got.slice_mut()), x.factor(), &w1.device, &w3.device).unwrap();
         let (out, any) = (FloatsMut::F32(want.slice_mut()), matmul::Kernel::Any);
         matmul::gated_by(&gpu, out, x.factor(), plain1.factor(), plain3.factor(), any).unwrap();
-        failures.compare_bits(&format!("{form:?} [{m}, {n}, {k}]"), &got.check(), &want.check());
+        let name = format!("{form:?} [{m}, {n}, {k}]");
+        failures.compare_bits(&name, &got.check(), &want.check());
+        // What more rows take instead.
+        let parts = [&w1, &w3].map(|w| {
+            let mut out = guarded(&gpu, &vec![7f32; m * n]);
+            let to = FloatsMut::F32(out.slice_mut());
+            gemm(&gpu, Product::nt(Precision::Bf16, to, x.factor(), &w.device)).unwrap();
+            out
+        });
+        let [gate, up] = parts.each_ref().map(|part| part.slice());
+        swiglu::swiglu(&gpu, want.slice_mut().into(), gate.into(), up.into()).unwrap();
+        // The gated kernel adds its results to nothing, which makes a zero of either sign positive.
+        let want: Vec<f32> = want.check().iter().map(|x| x + 0.0).collect();
+        failures.compare_bits(&format!("{name}, parts"), &got.check(), &want);
     }
     failures.end();
+}
+
+/// Numbers with some blocks of zeros, denormal ones, ties between codes, and of every size.
+fn numbers(len: usize, seed: u64) -> Vec<f32> {
+    let mut w = normals(&mut Rng::new(seed, len as u64), len);
+    for (i, w) in w.iter_mut().enumerate() {
+        match i / 64 % 6 {
+            1 => *w *= 1e-3,
+            2 => *w = 0.0,
+            3 => *w *= f32::from_bits(3 + i as u32 / 64),
+            // Halfway between codes of a block whose scale is 1.
+            4 => *w = [1.0, -0.84809643, 0.03979015, -0.0][i % 4],
+            5 => *w *= 1e30,
+            _ => {}
+        }
+    }
+    w
+}
+
+#[test]
+fn the_encoder_of_nf4_has_the_bits_of_the_cpu_s() {
+    let Some(gpu) = gpu() else { return };
+    let team = Team::new(1).unwrap();
+    // Whole blocks, more than the 256 that share a number; blocks that begin inside rows, in several
+    // pieces of the last; a short last block; nothing.
+    for [n, k] in
+        [[3, 64], [70, 320], [9, 40], [5, 65], [1, 7], [0, 64], [130, 40_000], [66, 70_001]]
+    {
+        for double in [false, true] {
+            let w = numbers(n * k, 31);
+            let name = format!("[{n}, {k}] double {double}");
+            let low: Vec<bf16> = w.iter().map(|&x| bf16::from_f32(x)).collect();
+            let half: Vec<f16> =
+                w.iter().map(|&x| f16::from_f32(x.clamp(-60000.0, 60000.0))).collect();
+            let check = |got: Option<QuantMatrix>, w: Vec<f32>| {
+                let got = got.expect("finite weights").contents(&gpu).unwrap();
+                let nf4 = Nf4Matrix::of(&team, &w, [n, k], double);
+                let want = QuantMatrix::from_nf4(&gpu, &nf4).unwrap().contents(&gpu).unwrap();
+                assert!(got == want, "{name}: other bits");
+            };
+            let of = QuantMatrix::encode_nf4(&gpu, [n, k], double, |first, out: &mut [f32]| {
+                out.copy_from_slice(&w[first..][..out.len()]);
+                Ok(())
+            });
+            check(of.unwrap(), w.clone());
+            if k > 1000 {
+                continue;
+            }
+            let of = QuantMatrix::encode_nf4(&gpu, [n, k], double, |first, out: &mut [bf16]| {
+                out.copy_from_slice(&low[first..][..out.len()]);
+                Ok(())
+            });
+            check(of.unwrap(), low.iter().map(|x| x.to_f32()).collect());
+            let of = QuantMatrix::encode_nf4(&gpu, [n, k], double, |first, out: &mut [f16]| {
+                out.copy_from_slice(&half[first..][..out.len()]);
+                Ok(())
+            });
+            check(of.unwrap(), half.iter().map(|x| x.to_f32()).collect());
+        }
+    }
+}
+
+#[test]
+fn the_encoder_of_nf4_tells_of_weights_that_are_not_finite() {
+    let Some(gpu) = gpu() else { return };
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for double in [false, true] {
+            let fill = |first: usize, out: &mut [f32]| {
+                assert_eq!(first, 0);
+                out.fill(0.5);
+                out[200] = bad;
+                Ok(())
+            };
+            let of = QuantMatrix::encode_nf4(&gpu, [4, 64], double, fill).unwrap();
+            assert!(of.is_none(), "{bad}");
+        }
+    }
 }
 
 #[test]

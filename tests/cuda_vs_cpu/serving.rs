@@ -4,18 +4,21 @@
 use half::bf16;
 use puna::autograd::{Cx, Mode, Var};
 use puna::cuda::Gpu;
+use puna::cuda::quant::QuantMatrix;
 use puna::kernels::{Device, Scratch};
 use puna::ops::{self, Linear, Lora};
 use puna::rng::Rng;
 use puna::tensor::{
     Buffer, CudaMatrix, DType, Home, Matrix, MatrixData, Params, Pool, Values, Vector,
 };
+use puna_cpu::quant::{BlockType, decode_row, encode_row};
 use std::sync::Arc;
 
 use crate::support::{EPS_BF16, EPS_F32, Failures, gpu, normals, to_bf16, to_f64};
 
-const DIM: usize = 72;
-const HIDDEN: usize = 104;
+/// Whole blocks of a quantised row, and no whole tiles.
+const DIM: usize = 96;
+const HIDDEN: usize = 160;
 const RANK: usize = 8;
 /// One row, few, more than the kernels for few rows take, and a tail behind a tile.
 const ROWS: [usize; 4] = [1, 5, 17, 70];
@@ -26,6 +29,8 @@ const SCALE: f32 = 0.5;
 enum Stored {
     F32,
     Bf16,
+    /// Q8_0, adapters in bf16.
+    Quant,
 }
 
 /// A weight [n, k] on the device, and as f64.
@@ -38,13 +43,21 @@ impl Weight {
     fn new(gpu: &Gpu, rng: &mut Rng, [n, k]: [usize; 2], stored: Stored) -> Weight {
         let values: Vec<f32> = normals(rng, n * k).iter().map(|x| 0.1 * x).collect();
         let low = to_bf16(&values);
-        let data = match stored {
-            Stored::F32 => CudaMatrix::F32(gpu.upload(&values).unwrap()),
-            Stored::Bf16 => CudaMatrix::Bf16(gpu.upload(&low).unwrap()),
-        };
-        let values = match stored {
-            Stored::F32 => to_f64(&values),
-            Stored::Bf16 => low.iter().map(|x| f64::from(x.to_f32())).collect(),
+        let is_adapter = n == RANK || k == RANK;
+        let (data, values) = match stored {
+            Stored::F32 => (CudaMatrix::F32(gpu.upload(&values).unwrap()), to_f64(&values)),
+            Stored::Quant if !is_adapter => {
+                let (block, mut decoded) = (BlockType::Q8_0, vec![0.0; n * k]);
+                let mut bytes = vec![0; n * block.row_bytes(k)];
+                encode_row(block, &mut bytes, &values);
+                decode_row(block, &mut decoded, &bytes);
+                let matrix = QuantMatrix::from_blocks(gpu, block, [n, k], &bytes).unwrap();
+                (CudaMatrix::Quant(matrix), to_f64(&decoded))
+            }
+            Stored::Bf16 | Stored::Quant => {
+                let values = low.iter().map(|x| f64::from(x.to_f32())).collect();
+                (CudaMatrix::Bf16(gpu.upload(&low).unwrap()), values)
+            }
         };
         Weight { matrix: Matrix { n, k, data: MatrixData::Cuda(Arc::new(data)) }, values }
     }
@@ -111,7 +124,7 @@ fn product(x: &[f32], w: &Weight, round: impl Fn(f32) -> f64) -> (Vec<f64>, Vec<
     let pairs = x.chunks(k).flat_map(|x| w.values.chunks(k).map(move |w| x.iter().zip(w)));
     pairs
         .map(|pairs| {
-            let terms = pairs.map(|(x, w)| x * w);
+            let terms = pairs.map(|(x, w)| x * round(*w as f32));
             terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + f64::abs(term)))
         })
         .unzip()
@@ -141,8 +154,13 @@ fn check(
     }
 }
 
-const CASES: [(Stored, bool); 3] =
-    [(Stored::Bf16, false), (Stored::Bf16, true), (Stored::F32, false)];
+const CASES: [(Stored, bool); 5] = [
+    (Stored::Bf16, false),
+    (Stored::Bf16, true),
+    (Stored::F32, false),
+    (Stored::Quant, false),
+    (Stored::Quant, true),
+];
 
 /// Roundings of a sum of k terms and of what follows.
 fn terms(k: usize) -> f64 {
@@ -155,7 +173,7 @@ fn bias_is_added_by_the_product() {
     for (stored, exact) in CASES {
         let Some(all) = Layers::new(stored) else { return };
         let layer = Linear::new(all.up.matrix.clone(), Some(all.bias()));
-        let low = stored == Stored::Bf16 && !exact;
+        let low = stored != Stored::F32 && !exact;
         let run = |x: &[f32]| {
             all.serve(exact, x, DIM, |cx, x| read(&ops::linear(cx, &x, &layer).unwrap()))
         };
@@ -176,7 +194,7 @@ fn the_residual_is_added_by_the_product_where_nobody_else_holds_it() {
     for ((stored, exact), shared) in CASES.into_iter().flat_map(|c| [(c, false), (c, true)]) {
         let Some(all) = Layers::new(stored) else { return };
         let layer = Linear::new(all.down.matrix.clone(), None);
-        let low = stored == Stored::Bf16 && !exact;
+        let low = stored != Stored::F32 && !exact;
         let residual = |x: &[f32]| -> Vec<f32> {
             x.chunks(HIDDEN).flat_map(|row| row[..DIM].iter().map(|x| 3.0 * x)).collect()
         };
@@ -211,7 +229,7 @@ fn gate_and_up_meet_in_one_kernel() {
     for (stored, exact) in CASES {
         let Some(all) = Layers::new(stored) else { return };
         let [gate, up] = [&all.gate, &all.up].map(|w| Linear::new(w.matrix.clone(), None));
-        let low = stored == Stored::Bf16 && !exact;
+        let low = stored != Stored::F32 && !exact;
         let run = |x: &[f32]| {
             all.serve(exact, x, DIM, |cx, x| read(&ops::gated(cx, x, [&gate, &up]).unwrap()))
         };
@@ -240,7 +258,7 @@ fn an_adapter_goes_along_with_its_layer() {
         let mut layer = Linear::new(all.up.matrix.clone(), Some(all.bias()));
         let (a, b) = (all.a.matrix.clone(), all.b.matrix.clone());
         layer.loras.push(Lora { a, b, scale: SCALE, dropout: 0.0, key: 0 });
-        let low = stored == Stored::Bf16 && !exact;
+        let low = stored != Stored::F32 && !exact;
         let run = |x: &[f32]| {
             all.serve(exact, x, DIM, |cx, x| read(&ops::linear(cx, &x, &layer).unwrap()))
         };
@@ -278,41 +296,69 @@ fn an_adapter_goes_along_with_its_layer() {
 
 #[test]
 #[cfg(feature = "cuda-host")]
-fn each_is_one_launch_where_the_weights_are_bf16() {
-    let Some(all) = Layers::new(Stored::Bf16) else { return };
-    let gpu = all.device.gpu().unwrap();
-    let plain = Linear::new(all.up.matrix.clone(), Some(all.bias()));
-    let mut adapted = Linear::new(all.up.matrix.clone(), Some(all.bias()));
-    let (a, b) = (all.a.matrix.clone(), all.b.matrix.clone());
-    adapted.loras.push(Lora { a, b, scale: SCALE, dropout: 0.0, key: 0 });
-    let square = Linear::new(all.down.matrix.clone(), None);
-    let pair = [&all.gate, &all.up].map(|w| Linear::new(w.matrix.clone(), None));
-    let (few, many) = (vec![0.5; DIM], vec![0.5; 40 * DIM]);
-    let names = || {
-        let launched = gpu.take_launches();
-        assert!(launched.values().all(|&count| count == 1), "{launched:?}");
-        launched.keys().copied().collect::<Vec<&str>>().join(" ")
+fn each_is_a_launch_or_two_where_the_weights_are_bf16_or_quantised() {
+    let named = |stored| -> Option<Vec<String>> {
+        let all = Layers::new(stored)?;
+        let gpu = all.device.gpu().unwrap();
+        let plain = Linear::new(all.up.matrix.clone(), Some(all.bias()));
+        let mut adapted = Linear::new(all.up.matrix.clone(), Some(all.bias()));
+        let (a, b) = (all.a.matrix.clone(), all.b.matrix.clone());
+        adapted.loras.push(Lora { a, b, scale: SCALE, dropout: 0.0, key: 0 });
+        let square = Linear::new(all.down.matrix.clone(), None);
+        let pair = [&all.gate, &all.up].map(|w| Linear::new(w.matrix.clone(), None));
+        let (few, many) = (vec![0.5; DIM], vec![0.5; 40 * DIM]);
+        let names = || {
+            let launched = gpu.take_launches();
+            let one = |(name, &count): (&&str, &usize)| match count {
+                1 => (*name).to_owned(),
+                count => format!("{count} {name}"),
+            };
+            launched.iter().map(one).collect::<Vec<_>>().join(" ")
+        };
+        let linear = |x: &[f32], layer| {
+            gpu.take_launches();
+            all.serve(false, x, DIM, |cx, x| read(&ops::linear(cx, &x, layer).unwrap()));
+            names()
+        };
+        let gated = |x: &[f32]| {
+            gpu.take_launches();
+            let [gate, up] = [&pair[0], &pair[1]];
+            all.serve(false, x, DIM, |cx, x| read(&ops::gated(cx, x, [gate, up]).unwrap()));
+            names()
+        };
+        let added = || {
+            gpu.take_launches();
+            all.serve(false, &[0.5; HIDDEN], HIDDEN, |cx, x| {
+                let mut sum = cx.take_f32(1, DIM).unwrap();
+                sum.write(&[1.0; DIM]).unwrap();
+                read(&ops::linear_add(cx, Var::fixed(sum), x, &square).unwrap())
+            });
+            names()
+        };
+        let plain = [linear(&few, &plain), linear(&many, &plain)];
+        let adapted = [linear(&few, &adapted), linear(&many, &adapted)];
+        let [plain, adapted, gated] = [plain, adapted, [gated(&few), gated(&many)]];
+        Some([plain, adapted, gated].into_iter().flatten().chain([added()]).collect())
     };
-    let linear = |x: &[f32], layer| {
-        gpu.take_launches();
-        all.serve(false, x, DIM, |cx, x| read(&ops::linear(cx, &x, layer).unwrap()));
-        names()
-    };
-    assert_eq!(linear(&few, &plain), "skinny_f32_narrow");
-    assert_eq!(linear(&many, &plain), "convert_bf16_f32 matmul_nt_bf16_small");
-    assert_eq!(linear(&many, &adapted), "convert_bf16_f32 lora_bf16_r16");
-    let gated = |x: &[f32]| {
-        gpu.take_launches();
-        all.serve(false, x, DIM, |cx, x| read(&ops::gated(cx, x, [&pair[0], &pair[1]]).unwrap()));
-        names()
-    };
-    assert_eq!(gated(&few), "skinny_gated_f32_narrow");
-    assert_eq!(gated(&many), "convert_bf16_f32 matmul_gated_bf16_small");
-    gpu.take_launches();
-    all.serve(false, &[0.5; HIDDEN], HIDDEN, |cx, x| {
-        let mut sum = cx.take_f32(1, DIM).unwrap();
-        sum.write(&[1.0; DIM]).unwrap();
-        read(&ops::linear_add(cx, Var::fixed(sum), x, &square).unwrap())
-    });
-    assert_eq!(names(), "skinny_f32_narrow");
+    let Some(found) = named(Stored::Bf16) else { return };
+    let wanted = [
+        "skinny_f32_narrow",
+        "convert_bf16_f32 matmul_nt_bf16_small",
+        "convert_bf16_f32 lora_skinny_narrow lora_skinny_shrink",
+        "convert_bf16_f32 lora_bf16_r16",
+        "skinny_gated_f32_narrow",
+        "convert_bf16_f32 matmul_gated_bf16_small",
+        "skinny_f32_narrow",
+    ];
+    assert_eq!(found, wanted);
+    let wanted = [
+        "quant_skinny_q8_0",
+        "convert_bf16_f32 quant_nt_q8_0_small",
+        "convert_bf16_f32 lora_skinny_shrink quant_skinny_q8_0",
+        "convert_bf16_f32 lora_q8_0_r16",
+        "quant_skinny_gated_q8_0",
+        "convert_bf16_f32 2 quant_nt_q8_0_small swiglu_f32_f32",
+        "quant_skinny_q8_0",
+    ];
+    assert_eq!(named(Stored::Quant).unwrap(), wanted);
 }

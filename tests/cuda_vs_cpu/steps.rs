@@ -30,10 +30,14 @@ fn lora(r: usize, dropout: f32) -> TuneMethod {
 }
 
 fn open(method: TuneMethod, checkpointing: bool) -> Option<TuneModel> {
+    open_of(MODEL, method, checkpointing)
+}
+
+fn open_of(model: &str, method: TuneMethod, checkpointing: bool) -> Option<TuneModel> {
     let mut device = Device::new(1).unwrap();
     device.gpu = Some(Arc::new(gpu()?));
     let options = options(method, Precision::Bf16, checkpointing);
-    Some(TuneModel::open_on(&fixture(MODEL), &options, device).unwrap())
+    Some(TuneModel::open_on(&fixture(model), &options, device).unwrap())
 }
 
 /// A model with what its steps need.
@@ -73,8 +77,8 @@ impl Trained {
 
 /// Launches of a step by kernel, but for the first step's.
 #[cfg(feature = "cuda-host")]
-fn launches(method: TuneMethod) -> std::collections::BTreeMap<&'static str, usize> {
-    let Some(model) = open(method, false) else { return Default::default() };
+fn launches(model: &str, method: TuneMethod) -> std::collections::BTreeMap<&'static str, usize> {
+    let Some(model) = open_of(model, method, false) else { return Default::default() };
     let (mut trained, batch) = (Trained::new(model), Batch::new(3));
     trained.step(&batch, 1);
     let count = |trained: &Trained| trained.model.device().gpu().unwrap().take_launches();
@@ -87,7 +91,7 @@ fn launches(method: TuneMethod) -> std::collections::BTreeMap<&'static str, usiz
 #[cfg(feature = "cuda-host")]
 fn adapters_train_by_the_fused_kernels() {
     for r in [8, 16] {
-        let found = launches(lora(r, 0.0));
+        let found = launches(MODEL, lora(r, 0.0));
         println!("r = {r}: {found:#?}, {} in all", found.values().sum::<usize>());
         let of = |name: &str| {
             let named = found.iter().filter(|(kernel, _)| kernel.starts_with(name));
@@ -110,8 +114,25 @@ fn adapters_train_by_the_fused_kernels() {
 
 #[test]
 #[cfg(feature = "cuda-host")]
+fn adapters_of_quantised_weights_train_by_the_fused_kernels() {
+    let layers = 4;
+    for (double_quant, name) in [(false, "nf4"), (true, "nf4_double")] {
+        let TuneMethod::Lora { spec, adapter } = lora(8, 0.0) else { unreachable!() };
+        // Its rows are whole blocks of NF4.
+        let found = launches("mini-gqa", TuneMethod::QLora { spec, adapter, double_quant });
+        println!("{name}: {found:#?}, {} in all", found.values().sum::<usize>());
+        assert_eq!(found[format!("lora_{name}_r16").as_str()], 7 * layers, "{found:?}");
+        // The derivatives of inputs, with the adapter's part in the same sums.
+        let nn = found[format!("quant_nn_{name}_small").as_str()];
+        assert_eq!(nn, 7 * layers - 3, "{found:?}");
+        assert!(!found.keys().any(|name| name.starts_with("quant_nt")), "{found:?}");
+    }
+}
+
+#[test]
+#[cfg(feature = "cuda-host")]
 fn all_weights_train_by_products_of_bf16_copies() {
-    let found = launches(full());
+    let found = launches(MODEL, full());
     println!("{found:#?}, {} in all", found.values().sum::<usize>());
     let any: Vec<_> = found.keys().filter(|name| name.ends_with("_any")).collect();
     assert!(any.is_empty(), "numbers rounded in every product: {any:?}");

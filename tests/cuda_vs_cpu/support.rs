@@ -229,7 +229,15 @@ impl Failures {
         let same = got.len() == want.len()
             && got.iter().zip(want).all(|(got, want)| got.bits() == want.bits());
         if !same {
-            self.0.push(format!("{case}: bits differ: got {got:?}, wanted {want:?}"));
+            let differ = |(_, (got, want)): &(usize, (&T, &T))| got.bits() != want.bits();
+            let differing: Vec<_> = got.iter().zip(want).enumerate().filter(differ).collect();
+            self.0.push(format!(
+                "{case}: bits of {} of {} (wanted {}) differ, (place, (got, wanted)): {:?}",
+                differing.len(),
+                got.len(),
+                want.len(),
+                &differing[..differing.len().min(8)]
+            ));
         }
     }
 

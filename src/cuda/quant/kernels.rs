@@ -1,6 +1,7 @@
 //! The kernels of quantised products, by format: their names, and which formats have which.
 
 use super::super::{Function, Modules, params};
+use super::encode::Encode;
 use crate::Result;
 
 /// What kernels there are of a format.
@@ -10,8 +11,11 @@ pub(super) struct Names {
     large: [&'static str; 2],
     /// Plain, gated.
     skinny: [&'static str; 2],
-    /// Whether most models that are quantised have it: then it has large tiles.
-    common: bool,
+    /// Layers with an adapter, of ranks up to 16 and 64.
+    lora: [&'static str; 2],
+    /// Whether most models that are quantised have it: then it has large tiles, and layers with
+    /// adapters.
+    pub common: bool,
     /// What a warp has of a stage in the skinny kernels' shared memory; none where rows begin inside
     /// blocks.
     pub skinny_bytes: Option<u32>,
@@ -23,6 +27,7 @@ macro_rules! names {
             small: [concat!("quant_nt_", $name, "_small"), concat!("quant_nn_", $name, "_small")],
             large: [concat!("quant_nt_", $name, "_large"), concat!("quant_nn_", $name, "_large")],
             skinny: [concat!("quant_skinny_", $name), concat!("quant_skinny_gated_", $name)],
+            lora: [concat!("lora_", $name, "_r16"), concat!("lora_", $name, "_r64")],
             common: $common,
             skinny_bytes: $bytes,
         }),*]
@@ -51,6 +56,7 @@ pub(super) struct OfFormat {
     pub small: [Function; 2],
     pub large: Option<[Function; 2]>,
     pub skinny: Option<[Function; 2]>,
+    pub lora: Option<[Function; 2]>,
 }
 
 /// The kernels.
@@ -61,6 +67,7 @@ pub(crate) struct Quant {
     /// To f32, bf16.
     pub(super) gather: [Function; 2],
     pub(super) round: Function,
+    pub(super) encode: Encode,
 }
 
 impl Quant {
@@ -72,6 +79,7 @@ impl Quant {
             Ok(OfFormat {
                 small: pair(names.small)?,
                 large: names.common.then(|| pair(names.large)).transpose()?,
+                lora: names.common.then(|| pair(names.lora)).transpose()?,
                 skinny: names.skinny_bytes.map(|_| pair(names.skinny)).transpose()?,
             })
         };
@@ -80,6 +88,7 @@ impl Quant {
             f32: modules.function("quant_f32")?,
             gather: pair(["quant_gather_f32", "quant_gather_bf16"])?,
             round: modules.function("round_rows")?,
+            encode: Encode::load(modules)?,
         })
     }
 }

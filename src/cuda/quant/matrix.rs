@@ -1,7 +1,7 @@
 //! A quantised matrix on the device.
 
 use super::super::{DeviceBuffer, Gpu};
-use super::planes::{self, Format, Rows, Strides};
+use super::planes::{self, Format, Nf4Scales, Rows, Strides};
 use crate::{Error, Result};
 use puna_cpu::quant::BlockType;
 use puna_cpu::quant::nf4::Nf4Matrix;
@@ -59,26 +59,35 @@ impl QuantMatrix {
     /// When the device has no room.
     pub fn from_nf4(gpu: &Gpu, w: &Nf4Matrix) -> Result<QuantMatrix> {
         let (n, k) = (w.n(), w.k());
-        let mut matrix = QuantMatrix::empty(gpu, planes::nf4_format(w), [n, k])?;
+        let format = planes::nf4_format(k, w.nested().is_some());
+        let mut matrix = QuantMatrix::empty(gpu, format, [n, k])?;
         let at_once = rows_at_once(k);
         for first in (0..n).step_by(at_once) {
             let of = first..(first + at_once).min(n);
             matrix.put(gpu, first, &planes::of_nf4(w, of))?;
         }
-        let flat = gpu.upload(&planes::flat_scales(w))?;
-        match matrix.format {
-            Format::Nf4Double => matrix.planes[3] = flat,
-            Format::Nf4Ragged => matrix.planes[2] = flat,
-            _ => {}
-        }
-        (matrix.offset, matrix.double) = match w.nested() {
-            Some(nested) => (nested.offset, true),
-            None => (0.0, false),
-        };
+        let scales = Nf4Scales { nested: w.nested(), scale: &|block| w.scale(block) };
+        matrix.put_nf4_scales(gpu, &scales)?;
         Ok(matrix)
     }
 
-    fn empty(gpu: &Gpu, format: Format, [n, k]: [usize; 2]) -> Result<QuantMatrix> {
+    /// Uploads the scales of a matrix in NF4.
+    pub(super) fn put_nf4_scales(&mut self, gpu: &Gpu, scales: &Nf4Scales<'_>) -> Result<()> {
+        let [rows, supers] = scales.planes([self.n, self.k]);
+        (self.planes[2], self.planes[3]) = (gpu.upload(&rows)?, gpu.upload(&supers)?);
+        (self.offset, self.double) = match scales.nested {
+            Some(nested) => (nested.offset, true),
+            None => (0.0, false),
+        };
+        Ok(())
+    }
+
+    /// Where the codes of a row lie.
+    pub(super) fn codes_at(&self, row: usize) -> u64 {
+        self.planes[0].slice().address() + (row * self.strides.codes) as u64
+    }
+
+    pub(super) fn empty(gpu: &Gpu, format: Format, [n, k]: [usize; 2]) -> Result<QuantMatrix> {
         let strides = Strides::of(format, k);
         let plane = |stride: usize| gpu.alloc::<u8>(n.saturating_mul(stride));
         let planes = [
@@ -138,16 +147,29 @@ impl QuantMatrix {
         self.planes.iter().map(DeviceBuffer::len).sum()
     }
 
-    pub(super) fn strides(&self) -> &Strides {
+    /// Everything that it holds, read back: its planes, and what is added to doubly quantised scales.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn contents(&self, gpu: &Gpu) -> Result<([Vec<u8>; 4], u32)> {
+        let mut planes: [Vec<u8>; 4] = Default::default();
+        for (plane, bytes) in self.planes.iter().zip(&mut planes) {
+            bytes.resize(plane.len(), 0);
+            gpu.download(&plane.slice(), bytes)?;
+        }
+        Ok((planes, self.offset.to_bits()))
+    }
+
+    pub(in crate::cuda) fn strides(&self) -> &Strides {
         &self.strides
     }
 
-    pub(super) fn offset(&self) -> f32 {
+    pub(in crate::cuda) fn offset(&self) -> f32 {
         self.offset
     }
 
     /// Of the planes, in the kernels' order.
-    pub(super) fn addresses(&self) -> [u64; 4] {
+    pub(in crate::cuda) fn addresses(&self) -> [u64; 4] {
         [0, 1, 2, 3].map(|i| self.planes[i].slice().address())
     }
 }
@@ -158,6 +180,6 @@ impl std::fmt::Debug for QuantMatrix {
     }
 }
 
-fn rows_at_once(k: usize) -> usize {
+pub(super) fn rows_at_once(k: usize) -> usize {
     (PIECE / k.max(1)).max(1)
 }

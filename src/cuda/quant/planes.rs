@@ -2,7 +2,8 @@
 //! that `cuda/include/quant_blocks.h` describes. Rows by themselves, on all cores.
 
 use super::super::params;
-use puna_cpu::quant::nf4::Nf4Matrix;
+use super::kernels::NAMES;
+use puna_cpu::quant::nf4::{Nested, Nf4Matrix};
 use puna_cpu::quant::{BlockType, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -46,6 +47,11 @@ impl Format {
             Format::Block(BlockType::Q6_K) => params::QUANT_Q6_K,
         };
         id as usize
+    }
+
+    /// Whether most models that are quantised have it, so that it has all kinds of kernels.
+    pub fn is_common(self) -> bool {
+        NAMES[self.id()].common
     }
 
     /// Bits of a code in the plane of codes, and in that of high bits.
@@ -317,21 +323,26 @@ fn quarters(codes: &mut [u8], qs: &[u8]) {
     }
 }
 
-/// The format that a matrix in NF4 has on the device.
-pub fn nf4_format(w: &Nf4Matrix) -> Format {
-    match w.nested() {
-        _ if !w.k().is_multiple_of(NF4_BLOCK) => Format::Nf4Ragged,
-        Some(_) => Format::Nf4Double,
-        None => Format::Nf4,
+/// The format that a matrix in NF4 of rows of `k` weights has on the device.
+pub fn nf4_format(k: usize, double_quant: bool) -> Format {
+    match double_quant {
+        _ if !k.is_multiple_of(NF4_BLOCK) => Format::Nf4Ragged,
+        true => Format::Nf4Double,
+        false => Format::Nf4,
     }
 }
 
-/// Some rows of a matrix in NF4.
+/// Bytes of a row of NF4's codes.
+pub fn code_bytes(k: usize) -> usize {
+    Strides::of(nf4_format(k, false), k).codes
+}
+
+/// Rows of a matrix in NF4, without their scales.
 pub fn of_nf4(w: &Nf4Matrix, of: Range<usize>) -> Rows {
-    let (format, k) = (nf4_format(w), w.k());
-    let strides = Strides::of(format, k);
+    let (format, k) = (nf4_format(w.k(), w.nested().is_some()), w.k());
+    let strides = Strides { scales: 0, ..Strides::of(format, k) };
     let mut rows = Rows::zeroed(&strides, of.len());
-    let (source, blocks) = (w.codes(), k / NF4_BLOCK);
+    let source = w.codes();
     rows.each(&strides, |row, mut to| {
         let row = of.start + row;
         for chunk in 0..k.div_ceil(CHUNK) {
@@ -343,33 +354,52 @@ pub fn of_nf4(w: &Nf4Matrix, of: Range<usize>) -> Rows {
             }
             to.put_codes(format.bits(), chunk, &codes);
         }
-        match (format, w.nested()) {
-            (Format::Nf4Double, Some(nested)) => {
-                to.scales[..blocks].copy_from_slice(&nested.codes[row * blocks..][..blocks]);
-            }
-            (Format::Nf4, _) => {
-                for (i, to) in to.scales.as_chunks_mut::<4>().0[..blocks].iter_mut().enumerate() {
-                    *to = w.scale(row * blocks + i).to_le_bytes();
-                }
-            }
-            _ => {}
-        }
     });
     rows
 }
 
-/// The scales of a matrix in NF4 that have no rows: `largest` of doubly quantised ones, or all of the
-/// flat matrix.
-pub fn flat_scales(w: &Nf4Matrix) -> Vec<u8> {
-    match (nf4_format(w), w.nested()) {
-        (Format::Nf4Double, Some(nested)) => {
-            nested.largest.iter().flat_map(|x| x.to_le_bytes()).collect()
+/// The scales of a matrix in NF4.
+pub struct Nf4Scales<'a> {
+    /// Where they were quantised.
+    pub nested: Option<&'a Nested>,
+    /// Of a block, as its weights are multiplied with it.
+    pub scale: &'a dyn Fn(usize) -> f32,
+}
+
+impl Nf4Scales<'_> {
+    /// The planes of scales and supers of a matrix [n, k].
+    pub fn planes(&self, [n, k]: [usize; 2]) -> [Vec<u8>; 2] {
+        let format = nf4_format(k, self.nested.is_some());
+        let (stride, blocks) = (Strides::of(format, k).scales, k / NF4_BLOCK);
+        let mut rows = vec![0; n * stride];
+        let each = |rows: &mut Vec<u8>, fill: &dyn Fn(usize, &mut [u8])| {
+            for (row, to) in rows.chunks_mut(stride.max(1)).enumerate() {
+                fill(row * blocks, to);
+            }
+        };
+        match (format, self.nested) {
+            (Format::Nf4Double, Some(nested)) => {
+                each(&mut rows, &|first, to| {
+                    to[..blocks].copy_from_slice(&nested.codes[first..][..blocks]);
+                });
+                [rows, nested.largest.iter().flat_map(|x| x.to_le_bytes()).collect()]
+            }
+            (Format::Nf4, _) => {
+                each(&mut rows, &|first, to| {
+                    for (i, to) in to.as_chunks_mut::<4>().0[..blocks].iter_mut().enumerate() {
+                        *to = (self.scale)(first + i).to_le_bytes();
+                    }
+                });
+                [rows, vec![]]
+            }
+            _ => {
+                let n_blocks = (n * k).div_ceil(NF4_BLOCK);
+                [
+                    (0..n_blocks).flat_map(|block| (self.scale)(block).to_le_bytes()).collect(),
+                    vec![],
+                ]
+            }
         }
-        (Format::Nf4Ragged, _) => {
-            let n_blocks = (w.n() * w.k()).div_ceil(NF4_BLOCK);
-            (0..n_blocks).flat_map(|block| w.scale(block).to_le_bytes()).collect()
-        }
-        _ => vec![],
     }
 }
 

@@ -87,7 +87,7 @@ pub fn lora(bench: &mut Bench<'_>, m: usize, n: usize, k: usize) -> Result<()> {
     let (x, w, a, b) = (x?, w?, a?, b?);
     let (mut y, mut u) = (gpu.alloc::<bf16>(m * n)?, gpu.alloc::<f32>(m * r)?);
     let layer = adapter::Layer {
-        w: Factor::plain(w.floats(), n, k),
+        w: adapter::Weight::Stored(Factor::plain(w.floats(), n, k)),
         bias: None,
         a: Factor::plain(a.floats(), r, k),
         b: Factor::plain(b.floats(), n, r),
