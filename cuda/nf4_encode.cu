@@ -33,15 +33,27 @@ extern "C" __global__ void __launch_bounds__(NF4_ENCODE_THREADS)
 
 namespace {
 
+struct Midpoints {
+    float v[15];
+};
+
+constexpr Midpoints midpoints() {
+    Midpoints m = {};
+    const QuantTables codes = quant_tables();
+    for (int i = 0; i < 15; ++i) m.v[i] = (codes.v[i] + codes.v[i + 1]) / 2.f;
+    return m;
+}
+
+static __constant__ const Midpoints MIDPOINTS = midpoints();
+
 __device__ __forceinline__ uint32_t nearest(float w, float scale) {
-    constexpr QuantTables tables = quant_tables();
     // The rounded product with the reciprocal, not a quotient; of a scale of zero, or one so small
     // that its reciprocal overflows, all products are zero.
     const float reciprocal = __fdiv_rn(1.f, scale);
     const float x = __fmul_rn(w, isinf(reciprocal) ? 0.f : reciprocal);
     uint32_t code = 0;
 #pragma unroll
-    for (int i = 0; i < 15; ++i) code += x > (tables.v[i] + tables.v[i + 1]) / 2.f;
+    for (int i = 0; i < 15; ++i) code += x > MIDPOINTS.v[i];
     return code;
 }
 
