@@ -11,6 +11,7 @@ use super::train_args::{
     DataArgs, EvalFlags, Method as MethodFlag, MethodArgs, OptimFlags, SaveFlags, StepArgs,
     TrainArgs, above_zero,
 };
+use super::train_fit::{self, Sampling};
 use super::train_setup::{Setup, usage};
 use super::train_watch::Screen;
 use crate::align::online::{self, Method, Online, OnlineOutcome, OnlineSettings};
@@ -34,6 +35,8 @@ const MAX_PROMPT_LENGTH: usize = 512;
 const MAX_LENGTH: usize = 128;
 /// Sequences at a time.
 const WIDTH: usize = 16;
+/// The caches of sampling.
+const KV: KvType = KvType::F16;
 /// Prompts whose answers the report shows.
 const N_SHOWN: usize = 4;
 
@@ -301,7 +304,8 @@ pub fn run<M: Method>(
         std::fs::metadata(data).map_err(|source| Error::io(data, source))?;
     }
     let device = args.common.device.open(setup.tune.threads)?;
-    let model = TuneModel::open_on(path, &setup.tune, device)?;
+    let model = TuneModel::open_on(path, &setup.tune, device)
+        .map_err(|error| train_fit::explain(error, path, &setup.tune))?;
     let max_new_tokens = args.asking.max_new_tokens.unwrap_or(usual.max_new_tokens);
     let set = read_prompts(args, &setup, &model, usual, max_new_tokens, log)?;
     let eval = match &args.asking.eval_dataset {
@@ -320,6 +324,14 @@ pub fn run<M: Method>(
         true => Some(Reference::of(&model, path, adapter)?),
         false => None,
     };
+    let longest_prompt = set.prompts.iter().map(|one| one.ids.len()).max().unwrap_or(0);
+    let longest = longest_prompt + max_new_tokens;
+    train_fit::fit_sampled(
+        &setup,
+        &model,
+        longest,
+        sampling(&model, longest, max_new_tokens, width)?,
+    )?;
     let mut end_ids = model.model().end_ids();
     end_ids.extend(&set.stop_ids);
     end_ids.sort_unstable();
@@ -339,7 +351,7 @@ pub fn run<M: Method>(
         },
         lengths: kind.lengths.clone(),
         width,
-        kv: KvType::F16,
+        kv: KV,
         wrap: kind.wrap,
         n_shown: N_SHOWN,
         save_iterations: args.steps.save_iterations.unwrap_or(1),
@@ -372,6 +384,23 @@ pub fn run<M: Method>(
     let outcome = online::run(job, args.save.resume, &mut screen);
     screen.close();
     finish(outcome?, args, &output, n_trained, log)
+}
+
+/// What sampling `width` answers of up to `longest` tokens with their prompts takes.
+fn sampling(
+    model: &TuneModel,
+    longest: usize,
+    max_new_tokens: usize,
+    width: usize,
+) -> Result<Sampling> {
+    let memory = model.model().memory(longest, KV)?;
+    let logits = width.saturating_mul(4 * model.config().vocab_size);
+    Ok(Sampling {
+        width,
+        max_new_tokens,
+        cache_bytes: memory.cache_bytes,
+        other_bytes: memory.workspace_bytes.saturating_add(logits),
+    })
 }
 
 /// The prompts, and what the user should know of them.

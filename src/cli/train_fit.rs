@@ -18,6 +18,25 @@ use std::path::Path;
 /// Tokens that a shorter row is a multiple of.
 const BLOCK_STEP: usize = 64;
 
+/// Answers that are sampled between steps, from the model that is trained.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sampling {
+    /// How many at a time.
+    pub width: usize,
+    /// Tokens of one.
+    pub max_new_tokens: usize,
+    /// Bytes of the cache of one with its prompt.
+    pub cache_bytes: usize,
+    /// Bytes that all take beside their caches.
+    pub other_bytes: usize,
+}
+
+impl Sampling {
+    fn bytes(&self) -> u64 {
+        self.width.saturating_mul(self.cache_bytes).saturating_add(self.other_bytes) as u64
+    }
+}
+
 /// What decides a run's memory on a GPU.
 #[derive(Clone, Debug)]
 struct Wanted {
@@ -33,9 +52,25 @@ struct Wanted {
     /// Whether all rows are as long as the longest.
     even: bool,
     state_bytes: usize,
+    sampling: Sampling,
 }
 
 impl Wanted {
+    /// Bytes of everything.
+    fn total(&self) -> u64 {
+        self.plan().total() + self.sampling.bytes()
+    }
+
+    /// Bytes of the weights.
+    fn weights(&self) -> u64 {
+        self.plan().weights()
+    }
+
+    /// Bytes that come to the weights.
+    fn more(&self) -> u64 {
+        self.total() - self.weights()
+    }
+
     fn plan(&self) -> MemoryPlan {
         let slice = slice_size(self.batch, self.longest, self.told, self.even);
         let run = RunSize { slice, state_bytes: self.state_bytes, n_tokens: 0 };
@@ -46,6 +81,9 @@ impl Wanted {
     /// The flags by which it differs from what was asked for.
     fn flags(&self, asked: &Wanted) -> String {
         let mut flags: Vec<String> = vec![];
+        if self.sampling.width != asked.sampling.width {
+            flags.push(format!("--inference-batch-size {}", self.sampling.width));
+        }
         if self.options.gradient_checkpointing != asked.options.gradient_checkpointing {
             flags.push("--gradient-checkpointing".into());
         }
@@ -67,8 +105,14 @@ impl Wanted {
             (TuneMethod::Lora { .. }, TuneMethod::Full) => flags.push("--method lora".into()),
             _ => {}
         }
-        if self.longest != asked.longest {
-            flags.push(format!("--block-size {}", self.longest));
+        let shorter = asked.longest - self.longest;
+        match asked.sampling.width {
+            _ if shorter == 0 => {}
+            0 => flags.push(format!("--block-size {}", self.longest)),
+            _ => {
+                let left = asked.sampling.max_new_tokens - shorter;
+                flags.push(format!("--max-new-tokens {left}"));
+            }
         }
         flags.join(" ")
     }
@@ -77,6 +121,7 @@ impl Wanted {
     /// then those that change what is computed.
     fn steps(&self) -> Vec<Wanted> {
         let (mut steps, mut now) = (vec![], self.clone());
+        now.sampling.width = self.sampling.width.min(1);
         now.options.gradient_checkpointing = true;
         steps.push(now.clone());
         now.options.precision = Precision::Bf16;
@@ -103,14 +148,12 @@ impl Wanted {
         steps
     }
 
-    /// The first of the steps that `fits`, with as many rows at a time as do; if none does even
-    /// with one, shorter rows.
+    /// With fewer answers at a time, as many as `fits`; then the first of the steps that does, with as
+    /// many rows at a time as do; if none does even with one, shorter rows.
     fn first_that(&self, fits: impl Fn(&Wanted) -> bool) -> Option<Wanted> {
-        let steps = self.steps();
-        for step in &steps {
-            // More rows never take less.
-            let with = |batch: usize| Wanted { batch, ..step.clone() };
-            let (mut least, mut most) = (0, step.batch);
+        // More never take less.
+        let most_of = |with: &dyn Fn(usize) -> Wanted, most: usize| {
+            let (mut least, mut most) = (0, most);
             while least < most {
                 let middle = least + (most - least).div_ceil(2);
                 match fits(&with(middle)) {
@@ -118,21 +161,38 @@ impl Wanted {
                     false => most = middle - 1,
                 }
             }
-            if least > 0 {
-                return Some(with(least));
-            }
+            (least > 0).then(|| with(least))
+        };
+        let answers = |width: usize| {
+            let sampling = Sampling { width, ..self.sampling };
+            Wanted { sampling, ..self.clone() }
+        };
+        let fewer = most_of(&answers, self.sampling.width);
+        if fewer.is_some() {
+            return fewer;
+        }
+        let steps = self.steps();
+        let rows = |step: &Wanted| most_of(&|batch| Wanted { batch, ..step.clone() }, step.batch);
+        let found = steps.iter().find_map(rows);
+        if found.is_some() {
+            return found;
         }
         let last = Wanted { batch: 1, ..steps.last()?.clone() };
-        let lens = (1..=self.longest.saturating_sub(1) / BLOCK_STEP).rev();
-        let shorter = |n: usize| Wanted { longest: n * BLOCK_STEP, ..last.clone() };
-        lens.map(shorter).find(fits)
+        // Of sampled rows only the answers can be shorter.
+        let least = match self.sampling.width {
+            0 => 0,
+            _ => self.longest.saturating_sub(self.sampling.max_new_tokens),
+        };
+        let lens = (1..=self.longest.saturating_sub(1) / BLOCK_STEP).rev().map(|n| n * BLOCK_STEP);
+        let shorter = |longest: usize| Wanted { longest, ..last.clone() };
+        lens.filter(|&len| len > least).map(shorter).find(fits)
     }
 
     /// Says what would fit `room` bytes.
-    fn hint(&self, room: usize, bytes: impl Fn(&MemoryPlan) -> u64) -> String {
-        match self.first_that(|wanted| bytes(&wanted.plan()) <= room as u64) {
+    fn hint(&self, room: usize, bytes: impl Fn(&Wanted) -> u64) -> String {
+        match self.first_that(|wanted| bytes(wanted) <= room as u64) {
             Some(found) => {
-                let takes = human_bytes(bytes(&found.plan()));
+                let takes = human_bytes(bytes(&found));
                 format!("{} would fit, with {takes} in all", found.flags(self))
             }
             None => "no setting makes it fit: a smaller model or a larger device is needed".into(),
@@ -141,8 +201,7 @@ impl Wanted {
 
     /// The error of a GPU that has no room for what is still to come; `None` where it has.
     fn refusal(&self, gpu: &GpuMemory) -> Option<Error> {
-        let plan = self.plan();
-        let more = plan.total() - plan.weights();
+        let more = self.more();
         if more <= gpu.free as u64 {
             return None;
         }
@@ -152,7 +211,7 @@ impl Wanted {
             used: gpu.used,
             free: gpu.free,
             total: gpu.total,
-            hint: Some(self.hint(gpu.free + gpu.used, MemoryPlan::total)),
+            hint: Some(self.hint(gpu.free + gpu.used, Wanted::total)),
         })
     }
 }
@@ -167,6 +226,30 @@ pub fn fit(
     rows: &dyn Rows,
     n_tokens: u64,
 ) -> Result<(), Failure> {
+    fit_rows(setup, model, rows.longest(), is_even(rows, n_tokens), Sampling::default())
+}
+
+/// The same for training on the model's own answers: rows of up to `longest` tokens, and what sampling
+/// them takes.
+///
+/// # Errors
+/// As [`fit`].
+pub fn fit_sampled(
+    setup: &Setup,
+    model: &TuneModel,
+    longest: usize,
+    sampling: Sampling,
+) -> Result<(), Failure> {
+    fit_rows(setup, model, longest, false, sampling)
+}
+
+fn fit_rows(
+    setup: &Setup,
+    model: &TuneModel,
+    longest: usize,
+    even: bool,
+    sampling: Sampling,
+) -> Result<(), Failure> {
     let Some(gpu) = model.device().memory()? else { return Ok(()) };
     let settings = &setup.settings;
     let wanted = Wanted {
@@ -175,16 +258,16 @@ pub fn fit(
         options: model.options().clone(),
         batch: settings.batch_size,
         accumulation: settings.accumulation,
-        longest: rows.longest(),
+        longest,
         told: settings.slice_tokens,
-        even: is_even(rows, n_tokens),
+        even,
         state_bytes: state_bytes(&settings.optim, &settings.optim_args)?,
+        sampling,
     };
     if let Some(error) = wanted.refusal(&gpu) {
         return Err(error.into());
     }
-    let plan = wanted.plan();
-    let more = plan.total() - plan.weights();
+    let more = wanted.more();
     Ok(model.device().reserve(usize::try_from(more).unwrap_or(usize::MAX))?)
 }
 
@@ -202,9 +285,10 @@ pub fn explain(error: Error, path: &Path, options: &TuneOptions) -> Error {
             told: None,
             even: true,
             state_bytes: 0,
+            sampling: Sampling::default(),
         };
-        let takes = human_bytes(wanted.plan().weights());
-        let hint = wanted.hint(free + used, MemoryPlan::weights);
+        let takes = human_bytes(wanted.weights());
+        let hint = wanted.hint(free + used, Wanted::weights);
         Some(format!("the weights alone take {takes} as they are asked for; {hint}"))
     })
 }

@@ -30,6 +30,7 @@ fn wanted() -> Wanted {
         told: Some(4096),
         even: true,
         state_bytes: 8,
+        sampling: Sampling::default(),
     }
 }
 
@@ -41,7 +42,7 @@ fn gpu(used: usize, free: usize) -> GpuMemory {
 fn the_first_setting_that_fits_is_named() {
     let asked = wanted();
     let total = |wanted: &Wanted| wanted.plan().total();
-    let hint = |room: u64| asked.hint(room as usize, MemoryPlan::total);
+    let hint = |room: u64| asked.hint(room as usize, Wanted::total);
     let step = |n: usize| asked.steps()[n].clone();
     assert!(hint(total(&step(0))).starts_with("--gradient-checkpointing would fit, with "));
     let half = Wanted { batch: 4, ..step(0) };
@@ -56,6 +57,20 @@ fn the_first_setting_that_fits_is_named() {
     let shorter = Wanted { batch: 1, longest: 128, ..step(3) };
     assert!(hint(total(&shorter)).contains("--block-size 128 would fit"));
     assert!(hint(1000).contains("a larger device is needed"));
+    // Answers that are sampled beside it: fewer at a time first, then all of the above.
+    let sampling = Sampling { width: 8, max_new_tokens: 100, cache_bytes: 1 << 20, other_bytes: 9 };
+    let asked_too = Wanted { sampling, ..asked.clone() };
+    assert_eq!(asked_too.total(), asked.total() + (8 << 20) + 9);
+    let hint = |room: u64| asked_too.hint(room as usize, Wanted::total);
+    let three = hint(asked.total() + (3 << 20) + 9);
+    assert!(three.starts_with("--inference-batch-size 3 would fit, with "), "{three}");
+    let one = hint(asked_too.steps()[0].total());
+    let flags = "--inference-batch-size 1 --gradient-checkpointing would fit";
+    assert!(one.starts_with(flags), "{one}");
+    let shorter = Wanted { batch: 1, longest: 192, ..asked_too.steps()[3].clone() };
+    assert!(hint(shorter.total()).contains("--max-new-tokens 36 would fit"));
+    // Prompts stay as they are.
+    assert!(hint(shorter.total() - (1 << 20)).contains("a larger device is needed"));
     // Random weights have no adapter.
     let random = Wanted { weights: None, ..asked.clone() };
     assert_eq!(random.steps().len(), 2);
