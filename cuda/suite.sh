@@ -67,8 +67,10 @@ esac
 json=${1:-suite.json}
 export PUNA_CUDA=${PUNA_CUDA:-device} PUNA_PROGRAM=$here/puna PUNA_FIXTURES=$here/tests/fixtures
 [ "$PUNA_CUDA" != device ] || export REQUIRE_CUDA=1
-on=cuda
-[ "$PUNA_CUDA" = device ] || on=harness
+on=cuda slower=1
+# The harness takes its time.
+[ "$PUNA_CUDA" = device ] || on=harness slower=10
+budget_s=$((budget_s * slower))
 [ -x "$here/cuda_vs_cpu" ] && [ -x "$here/puna" ] ||
     fail "no $here/cuda_vs_cpu and $here/puna: run suite.sh --pack DIR where Rust is, and DIR/cuda/suite.sh here"
 if [ -z "${PUNA_SMOLLM2:-}" ] && [ -f "$here/smollm2.gguf" ]; then export PUNA_SMOLLM2=$here/smollm2.gguf; fi
@@ -92,7 +94,7 @@ note() {
 
 # part LIMIT NAME COMMAND...: runs it for at most LIMIT seconds, and no longer than all may take.
 part() {
-    local limit=$1 name=$2 from=$SECONDS left status=0
+    local limit=$(($1 * slower)) name=$2 from=$SECONDS left status=0
     shift 2
     left=$((budget_s - (SECONDS - started)))
     if [ "$left" -lt 5 ]; then

@@ -121,6 +121,8 @@ std::string groups_block_ends();
 // ---- race.cpp: only where kernels are compiled with -fsanitize=thread ----
 void watch(char* first, size_t bytes, size_t guard, bool shared);
 void unwatch(const char* first);
+// An asynchronous copy to these bytes of shared memory begins, or was waited for.
+void note_in_flight(const void* p, size_t bytes, bool begins);
 void race_launch_begins();
 void race_block_begins();
 void race_barrier();

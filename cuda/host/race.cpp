@@ -19,6 +19,7 @@ void race_block_begins() {}
 void race_barrier() {}
 void race_warp_synced(int) {}
 void note_access(const void*, size_t, Access) {}
+void note_in_flight(const void*, size_t, bool) {}
 }  // namespace puna_host
 
 #else
@@ -52,6 +53,8 @@ struct Shadow {
     Touch write, read;
     // Blocks beside the last reader's read the byte in the last reader's launch.
     bool other_blocks = false;
+    // The block, by its first epoch, one of whose asynchronous copies is on its way to the byte.
+    uint32_t in_flight = 0;
 };
 
 struct Region {
@@ -182,6 +185,12 @@ void note_access(const void* p, size_t bytes, Access access) {
     for (size_t i = 0; i < bytes; ++i) {
         const size_t offset = at - first + i;
         Shadow& shadow = region->shadows[offset];
+        if (shadow.in_flight == block_epoch) {
+            fail(std::string("a race: a ") + name + " by thread " + std::to_string(now.thread) +
+                 " of what an asynchronous copy by thread " + std::to_string(shadow.write.thread) +
+                 " may still be writing, not waited for, in shared memory at byte " +
+                 std::to_string(offset) + "; " + where(*machine.current));
+        }
         const bool both_atomic = shadow.write.atomic && now.atomic;
         if (!both_atomic && unordered(shadow.write, now, region->shared)) {
             report("write", name, *region, offset, int(shadow.write.thread));
@@ -197,6 +206,16 @@ void note_access(const void* p, size_t bytes, Access access) {
             report("read", name, *region, offset, -1);
         }
         shadow.write = now;
+    }
+}
+
+void note_in_flight(const void* p, size_t bytes, bool begins) {
+    uintptr_t first;
+    Region* region = region_of(reinterpret_cast<uintptr_t>(p), first);
+    if (region == nullptr) return;
+    const size_t at = size_t(reinterpret_cast<uintptr_t>(p) - first);
+    for (size_t i = at; i < at + bytes && i < region->bytes; ++i) {
+        region->shadows[i].in_flight = begins ? block_epoch : 0;
     }
 }
 

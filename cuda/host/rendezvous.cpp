@@ -11,14 +11,18 @@ bool same_place(const Place& a, const Place& b) {
     return a.line == b.line && (a.file == b.file || strcmp(a.file, b.file) == 0);
 }
 
+void move(const Copy& copy) {
+    if (copy.valid > 0) memcpy(copy.to, copy.from, size_t(copy.valid));
+    memset(static_cast<char*>(copy.to) + copy.valid, 0, size_t(copy.bytes - copy.valid));
+}
+
+// The end of a copy that was waited for. Its bytes may have come long before.
 void land(const Copy& copy) {
     machine.current->unfenced = true;
-    if (copy.valid > 0) {
-        note_access(copy.from, size_t(copy.valid), Access::Read);
-        memcpy(copy.to, copy.from, size_t(copy.valid));
-    }
+    note_in_flight(copy.to, size_t(copy.bytes), false);
+    if (copy.valid > 0) note_access(copy.from, size_t(copy.valid), Access::Read);
     note_access(copy.to, size_t(copy.bytes), Access::Write);
-    memset(static_cast<char*>(copy.to) + copy.valid, 0, size_t(copy.bytes - copy.valid));
+    if (!machine.copies_land_at_once) move(copy);
 }
 
 }  // namespace
@@ -84,10 +88,11 @@ void cp_async(void* shared, const void* global, int bytes, int valid, const char
     if (!is_shared(shared, size_t(bytes))) {
         fail("cp.async writes outside of the block's shared memory: " + where(self));
     }
-    // From now on until it lands, nobody else may touch the destination.
+    // From now on until it is waited for, nobody may touch the destination.
     note_access(shared, size_t(bytes), Access::Write);
+    note_in_flight(shared, size_t(bytes), true);
     const Copy copy{shared, global, bytes, valid};
-    if (machine.copies_land_at_once) return land(copy);
+    if (machine.copies_land_at_once) move(copy);
     self.open_group.push_back(copy);
 }
 
