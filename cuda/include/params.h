@@ -10,6 +10,7 @@
 #include "embedding.h"
 #include "flash.h"
 #include "lora.h"
+#include "lora_grads.h"
 #include "matmul.h"
 #include "nf4_encode.h"
 #include "optim.h"

@@ -1,11 +1,12 @@
 //! Linear layers with low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on the device, forward
-//! and backward: `y = x wᵀ + s (x aᵀ) bᵀ + bias`. Source: `cuda/lora.cu`, `cuda/lora_quant_*.cu`,
+//! and backward: `y = x wᵀ + s (x aᵀ) bᵀ + bias`. Source: `cuda/lora.cu`, `cuda/lora_quant_*.cu`, `cuda/lora_grads.cu`,
 //! `cuda/matmul_bf16.cu`, `cuda/quant_tile_*.cu`.
 //!
 //! Forward is one kernel where everything is bf16, aligned, and of a rank up to 64 that is a
 //! multiple of 8 (two kernels for few rows, at the speed of the weight's memory), the weight being
 //! bf16 too or quantised in a format that most models have; otherwise it is separate products.
-//! Backward is four products, two of which share a kernel.
+//! Backward is four products, of which those of the adapter's matrices share a kernel, as do the two
+//! of the input's derivative.
 //!
 //! **Bits.** The first way gives a row the same bits in any number of rows and beside rows of any
 //! adapters; without an adapter they are those of the plain product. So does the second way (which
@@ -13,6 +14,7 @@
 //! alone decide which way it is; between the two the last places differ.
 
 mod fused;
+mod grads;
 
 use super::matmul::{self, Factor, Precision, Product, Shape, Source, flags};
 use super::params::{self, LoraRowsParams};
@@ -33,6 +35,7 @@ pub(crate) struct Lora {
     skinny: [Function; 2],
     shrink: Function,
     expand_acc: Function,
+    grads: grads::Grads,
 }
 
 impl Lora {
@@ -50,6 +53,7 @@ impl Lora {
             ],
             shrink: modules.function("lora_shrink")?,
             expand_acc: modules.function("lora_expand_acc")?,
+            grads: grads::Grads::load(modules)?,
         })
     }
 }
@@ -181,8 +185,9 @@ pub struct Gradients<'a> {
 /// `s dy b`, in bf16 for the fused kernel's sake or in f32.
 ///
 /// ```text
-/// du  = s dy b         db += s dyᵀ u
-/// da += duᵀ x          dx (+)= dy w + du a     one kernel where all of it is aligned bf16
+/// du  = s dy b
+/// da += duᵀ x, db += s dyᵀ u      one kernel, and one that adds its parts, where dy and x are bf16
+/// dx (+)= dy w + du a             one kernel where all of it is
 /// ```
 ///
 /// # Errors
@@ -199,17 +204,24 @@ pub fn backward(
     let &Layer { w, a, b, scale, precision, .. } = layer;
     let (m, r) = (dy.rows, a.rows);
     matmul::gemm(gpu, Product { alpha: scale, ..Product::new(precision, du.reborrow(), dy, b) })?;
-    if let Some(db) = grads.db {
-        let out = FloatsMut::F32(db);
-        matmul::gemm(
-            gpu,
-            Product { acc: true, alpha: scale, ..Product::new(precision, out, dy.t(), u) },
-        )?;
-    }
     let du = Factor::plain(du.as_floats(), m, r);
-    if let Some(da) = grads.da {
-        let out = FloatsMut::F32(da);
-        matmul::gemm(gpu, Product { acc: true, ..Product::new(precision, out, du.t(), x) })?;
+    let parts = grads::Parts { dy, x, u, du, scale };
+    match (grads.da, grads.db) {
+        (Some(da), Some(db)) if precision == Precision::Bf16 && parts.fit() => {
+            parts.add(gpu, da, db)?;
+        }
+        (da, db) => {
+            let product = |out, a, b, alpha| {
+                let product = Product::new(precision, FloatsMut::F32(out), a, b);
+                matmul::gemm(gpu, Product { acc: true, alpha, ..product })
+            };
+            if let Some(db) = db {
+                product(db, dy.t(), u, scale)?;
+            }
+            if let Some(da) = da {
+                product(da, du.t(), x, 1.0)?;
+            }
+        }
     }
     let Some(mut dx) = grads.dx else { return Ok(()) };
     let w = match w {

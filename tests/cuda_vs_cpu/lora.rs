@@ -246,6 +246,18 @@ fn gradients_of_a_layer_with_an_adapter() {
     }
 }
 
+#[test]
+fn gradients_of_rows_in_several_parts() {
+    let Some(gpu) = gpu() else { return };
+    for size in [
+        Size { m: 1100, n: 136, k: 72, r: 16 },
+        Size { m: 513, n: 8, k: 264, r: 40 },
+        Size { m: 512, n: 40, k: 8, r: 8 },
+    ] {
+        check_gradients(&gpu, size, Kind::Bf16, Precision::Bf16);
+    }
+}
+
 /// All gradients, twice over: da, db and dx are added to.
 fn check_gradients(gpu: &Gpu, size: Size, kind: Kind, precision: Precision) {
     let Size { m, n, k, r } = size;

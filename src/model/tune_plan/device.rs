@@ -10,6 +10,8 @@ use crate::model::tune::{Precision, TuneMethod, TuneOptions};
 
 /// Rows whose sums a norm's backward keeps apart (`cuda/include/rms_norm.h`).
 const NORM_ROWS: u64 = 64;
+/// Rows whose part of an adapter's gradients is kept apart (`cuda/include/lora_grads.h`).
+const GRADS_ROWS: u64 = 512;
 /// Ids, labels, spans and lists of tiles and tokens, for a token at most.
 const LIST_BYTES: u64 = 128;
 /// Sums of norms, plans, and what each of many small buffers is rounded up by: not reckoned but taken
@@ -65,9 +67,14 @@ fn kernels(config: &Config, options: &TuneOptions, slice: SliceSize) -> u64 {
         4 * heads + if options.precision == Precision::Bf16 { 2 * heads * head_dim } else { 0 };
     // A norm's: a number a row, and sums over `NORM_ROWS` rows each.
     let norm = 4 + (4 * dim).div_ceil(NORM_ROWS);
-    let lora = options.method.adapter().map_or(0, |(spec, _)| 2 * spec.r as u64);
+    let rank = options.method.adapter().map_or(0, |(spec, _)| spec.r as u64);
+    let lora = 2 * rank;
+    // An adapter's gradients: parts of its two matrices.
+    let widest = dim.max(heads * head_dim) + dim.max(config.hidden_dim as u64);
+    let parts = t.div_ceil(GRADS_ROWS).saturating_mul(4 * rank * widest);
     // Cosines and sines stay for the whole pass.
     let angles = 4 * head_dim;
     let row = attention.max(norm).max(lora) + angles + LIST_BYTES;
-    t.saturating_mul(row).saturating_add(4 * dim).saturating_add(SMALL_BYTES)
+    let rows = t.saturating_mul(row).saturating_add(parts);
+    rows.saturating_add(4 * dim).saturating_add(SMALL_BYTES)
 }
