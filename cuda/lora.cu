@@ -16,7 +16,7 @@
         name(void* out, float* u, const bf16* x, const bf16* w, const bf16* a, const bf16* b,      \
              const float* scales, const int32_t* rows, const LoraTile* tiles, const void* bias,    \
              LoraParams p) {                                                                       \
-        lora<RANK>(out, u, x, StoredWeight{w}, a, b, scales, rows, tiles, bias, p);                \
+        lora<RANK, false>(out, u, x, StoredWeight<false>{w}, a, b, scales, rows, tiles, bias, p);  \
     }                                                                                              \
     PUNA_KERNEL(name)
 

@@ -7,10 +7,10 @@
 
 // Stages of W are read one stage ahead into registers and decoded on their way to the ring, as in
 // quant_tile.cuh.
-template <class F> struct QuantWeight {
+template <class F, bool BACK> struct QuantWeight {
     QuantView w;
     const QuantParams& p;
-    QuantAhead<LoraShape, F> ahead;
+    QuantAhead<LoraShape<BACK>, F> ahead;
     float* tables;
     int col0;
 
@@ -44,10 +44,24 @@ template <class F> struct QuantWeight {
         name(void* out, float* u, const bf16* x, const uint8_t* codes, const uint8_t* high,        \
              const uint8_t* scales, const uint8_t* supers, const bf16* a, const bf16* b,           \
              const void* bias, LoraParams p, QuantParams q) {                                      \
-        const QuantWeight<Quant<FORMAT>> w = {{codes, high, scales, supers, q.offset}, q};         \
-        lora<RANK>(out, u, x, w, a, b, nullptr, nullptr, nullptr, bias, p);                        \
+        const QuantWeight<Quant<FORMAT>, false> w = {{codes, high, scales, supers, q.offset}, q};  \
+        lora<RANK, false>(out, u, x, w, a, b, nullptr, nullptr, nullptr, bias, p);                 \
     }                                                                                              \
     PUNA_KERNEL(name)
 #define LORA_QUANT(name, FORMAT)                                                                   \
     LORA_QUANT_INSTANCE(lora_##name##_r16, FORMAT, LORA_RANK_16)                                   \
     LORA_QUANT_INSTANCE(lora_##name##_r64, FORMAT, LORA_RANK_64)
+
+// The derivative of the input.
+#define LORA_BWD_QUANT_INSTANCE(name, FORMAT, RANK)                                                \
+    extern "C" __global__ void __launch_bounds__(LORA_THREADS)                                     \
+        name(void* dx, bf16* du, const bf16* dy, const uint8_t* codes, const uint8_t* high,        \
+             const uint8_t* scales, const uint8_t* supers, const bf16* b, const bf16* a,           \
+             LoraParams p, QuantParams q) {                                                        \
+        const QuantWeight<Quant<FORMAT>, true> w = {{codes, high, scales, supers, q.offset}, q};   \
+        lora<RANK, true>(dx, du, dy, w, b, a, nullptr, nullptr, nullptr, nullptr, p);              \
+    }                                                                                              \
+    PUNA_KERNEL(name)
+#define LORA_BWD_QUANT(name, FORMAT)                                                               \
+    LORA_BWD_QUANT_INSTANCE(lora_bwd_##name##_r16, FORMAT, LORA_RANK_16)                           \
+    LORA_BWD_QUANT_INSTANCE(lora_bwd_##name##_r64, FORMAT, LORA_RANK_64)

@@ -1,5 +1,5 @@
-// The fused layer with a low-rank adapter on tensor cores: what lora.cu, whose head says what it
-// computes, and the lora_quant_*.cu share.
+// The fused layer with a low-rank adapter on tensor cores: what lora.cu, lora_bwd.cu, whose heads say
+// what they compute, and the files for quantised weights share.
 //
 //   for each stage of inputs                 x, W and A copied ahead into a ring
 //     acc += x W^T                           [128, 128], a warp has 64 x 32
@@ -9,19 +9,24 @@
 // Both sums are the chains of include/matmul_tile.cuh. Each block of columns computes u anew: r
 // more columns to its 128, and no second launch, no second reading of x. A block has rows of one
 // adapter: the list of tiles groups them, and rows are gathered and scattered by their index.
+//
+// BACK: the derivative of the layer's input is the same with everything the other way round: dy stands
+// for x, W for W^T, and the adapter's B and A, as they are, for A^T and B^T.
 #pragma once
 
 #include "lora.h"
 #include "matmul_tile.cuh"
 
-using LoraShape = TileShape<LORA_TILE, LORA_TILE, 2, 4, false, true>;
-static_assert(LoraShape::THREADS == LORA_THREADS, "as the launcher has it");
-static_assert(LoraShape::MI == LoraShape::WARPS_N, "16 rows of u for each warp of a row of warps");
+template <bool BACK>
+using LoraShape = TileShape<LORA_TILE, LORA_TILE, 2, 4, false, !BACK>;
+static_assert(LoraShape<false>::THREADS == LORA_THREADS, "as the launcher has it");
+static_assert(LoraShape<false>::MI == LoraShape<false>::WARPS_N,
+              "16 rows of u for each warp of a row of warps");
 
 // How the stages of W come into the ring: here bf16, as it is stored, by copies like those of x.
-struct StoredWeight {
+template <bool BACK> struct StoredWeight {
     const bf16* w;
-    FactorCopy<false, LoraShape::BN, LoraShape::THREADS> copies;
+    FactorCopy<BACK, LORA_TILE, LORA_THREADS> copies;
 
     // The tile's first column, and what a block has of shared memory behind the ring.
     __device__ __forceinline__ void begin(int col0, const MatmulParams& p, bf16*) {
@@ -38,13 +43,15 @@ struct StoredWeight {
 // null where the one of the parameters serves all. out [.., n], f32 or bf16, rounded once; u [..,
 // r], f32, x A^T unscaled, or null. `rows` lists the row of x, out and u behind each place of a
 // tile; null: the place itself, the one adapter being the first. f32 sums. Overwrites, or adds to
-// out with MATMUL_ACC. k and r are multiples of 8, rows 16-byte aligned.
-template <int RANK, class Weight>
-__device__ __forceinline__ void lora(void* out, float* u_out, const bf16* x, Weight weight,
+// out with MATMUL_ACC. n, k and r are multiples of 8, rows 16-byte aligned.
+//
+// BACK: W [k, n], A [adapters, k, r], B [adapters, r, n]; u is bf16(s x A), in bf16.
+template <int RANK, bool BACK, class Weight>
+__device__ __forceinline__ void lora(void* out, void* u_out, const bf16* x, Weight weight,
                                      const bf16* a, const bf16* b, const float* scales,
                                      const int32_t* rows, const LoraTile* tiles, const void* bias,
                                      const LoraParams& params) {
-    using Tile = LoraShape;
+    using Tile = LoraShape<BACK>;
     constexpr int NU = RANK / 8, STAGE = Tile::STAGE + RANK * Tile::BK;
     DYN_SMEM(smem);
     bf16* const ring = reinterpret_cast<bf16*>(smem);
@@ -67,7 +74,7 @@ __device__ __forceinline__ void lora(void* out, float* u_out, const bf16* x, Wei
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c) from_row[c] = row_of((c * Tile::THREADS + thread) / PER_ROW);
     const int stages = tiles_of(p.k, Tile::BK);
-    FactorCopy<false, RANK, Tile::THREADS> copy_a;
+    FactorCopy<BACK, RANK, Tile::THREADS> copy_a;
     weight.begin(col0, p, ring + MATMUL_STAGES * STAGE);
     copy_a.begin(a + int64_t(max(adapter, 0)) * params.r * p.k, 0, params.r, p.k);
     auto tile_of = [&](int t) { return ring + t % MATMUL_STAGES * STAGE + Tile::A_SIZE; };
@@ -113,7 +120,11 @@ __device__ __forceinline__ void lora(void* out, float* u_out, const bf16* x, Wei
 #pragma unroll
             for (int j = 0; j < NU / 2; ++j) {
                 uint32_t af[2][2];
-                load_b2<Tile::BK>(af, ws + Tile::BN * Tile::BK, j * 16, k);
+                if constexpr (BACK) {
+                    load_b2_trans<RANK>(af, ws + Tile::BN * Tile::BK, k, j * 16);
+                } else {
+                    load_b2<Tile::BK>(af, ws + Tile::BN * Tile::BK, j * 16, k);
+                }
                 mma_bf16(u[0][2 * j], xf, af[0]);
                 mma_bf16(u[0][2 * j + 1], xf, af[1]);
             }
@@ -126,8 +137,14 @@ __device__ __forceinline__ void lora(void* out, float* u_out, const bf16* x, Wei
         bf16* const bs = ring + Tile::BM * RANK;
         cp_async_wait<0>();
         __syncthreads();
-        const bf16* const from = b + (int64_t(adapter) * p.n + col0) * params.r;
-        copy_tile<Tile::BN, RANK, Tile::THREADS>(bs, from, params.r, p.n - col0, params.r, thread);
+        const bf16* const own = b + int64_t(adapter) * p.n * params.r;
+        if constexpr (BACK) {
+            copy_tile<RANK, Tile::BN, Tile::THREADS>(bs, own + col0, p.n, params.r, p.n - col0,
+                                                     thread);
+        } else {
+            copy_tile<Tile::BN, RANK, Tile::THREADS>(bs, own + int64_t(col0) * params.r, params.r,
+                                                     p.n - col0, params.r, thread);
+        }
         cp_async_commit();
         const float scale = scales == nullptr ? params.scale : scales[adapter];
 #pragma unroll
@@ -140,9 +157,13 @@ __device__ __forceinline__ void lora(void* out, float* u_out, const bf16* x, Wei
                 const float u0 = u[0][ni][2 * half], u1 = u[0][ni][2 * half + 1];
                 const Pack<uint32_t, 1> pair = {pack_bf16(scale * u0, scale * u1)};
                 pair.store(reinterpret_cast<uint32_t*>(us + swizzled<RANK>(row, col)));
-                if (to >= 0 && col < params.r) {
+                if (to < 0 || col >= params.r) continue;
+                if constexpr (BACK) {
+                    bf16* const place = static_cast<bf16*>(u_out) + to * params.r + col;
+                    pair.store(reinterpret_cast<uint32_t*>(place));
+                } else {
                     const Pack<float, 2> both = {u0, u1};
-                    both.store(u_out + to * params.r + col);
+                    both.store(static_cast<float*>(u_out) + to * params.r + col);
                 }
             }
         }
@@ -157,7 +178,11 @@ __device__ __forceinline__ void lora(void* out, float* u_out, const bf16* x, Wei
             }
 #pragma unroll
             for (int j = 0; j < Tile::NI / 2; ++j) {
-                load_b2<RANK>(bf, bs, Tile::col(warp_n, 2 * j), k);
+                if constexpr (BACK) {
+                    load_b2_trans<Tile::BN>(bf, bs, k, Tile::col(warp_n, 2 * j));
+                } else {
+                    load_b2<RANK>(bf, bs, Tile::col(warp_n, 2 * j), k);
+                }
 #pragma unroll
                 for (int mi = 0; mi < Tile::MI; ++mi) {
                     mma_bf16(acc[mi][2 * j], uf[mi], bf[0]);

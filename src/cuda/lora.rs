@@ -5,8 +5,7 @@
 //! Forward is one kernel where everything is bf16, aligned, and of a rank up to 64 that is a
 //! multiple of 8 (two kernels for few rows, at the speed of the weight's memory), the weight being
 //! bf16 too or quantised in a format that most models have; otherwise it is separate products.
-//! Backward is four products, of which those of the adapter's matrices share a kernel, as do the two
-//! of the input's derivative.
+//! Backward is one kernel for the input's derivative, likewise, and two for the adapter's.
 //!
 //! **Bits.** The first way gives a row the same bits in any number of rows and beside rows of any
 //! adapters; without an adapter they are those of the plain product. So does the second way (which
@@ -30,6 +29,8 @@ use fused::{Fused, fused, fused_quant, fused_rank};
 pub(crate) struct Lora {
     /// Ranks up to 16, 32, 64.
     fused: [Function; 3],
+    /// Likewise.
+    back: [Function; 3],
     skinny_shrink: Function,
     /// Wide, narrow.
     skinny: [Function; 2],
@@ -45,6 +46,11 @@ impl Lora {
                 modules.function("lora_bf16_r16")?,
                 modules.function("lora_bf16_r32")?,
                 modules.function("lora_bf16_r64")?,
+            ],
+            back: [
+                modules.function("lora_bwd_bf16_r16")?,
+                modules.function("lora_bwd_bf16_r32")?,
+                modules.function("lora_bwd_bf16_r64")?,
             ],
             skinny_shrink: modules.function("lora_skinny_shrink")?,
             skinny: [
@@ -73,6 +79,14 @@ impl<'a> Weight<'a> {
         match self {
             Weight::Stored(w) => Shape::of(op, y, x, &w.t()),
             Weight::Quant(w) => quant::shape_of(y, x, w.n(), w.k()),
+        }
+    }
+
+    /// Sizes of `dx = dy w`.
+    fn shape_back(&self, op: &str, dx: &FloatsMut<'_>, dy: &Factor<'_>) -> Result<Shape> {
+        match self {
+            Weight::Stored(w) => Shape::of(op, dx, dy, w),
+            Weight::Quant(w) => quant::shape_of(dx, dy, w.k(), w.n()),
         }
     }
 
@@ -185,9 +199,8 @@ pub struct Gradients<'a> {
 /// `s dy b`, in bf16 for the fused kernel's sake or in f32.
 ///
 /// ```text
-/// du  = s dy b
-/// da += duᵀ x, db += s dyᵀ u      one kernel, and one that adds its parts, where dy and x are bf16
-/// dx (+)= dy w + du a             one kernel where all of it is
+/// du = s dy b, dx (+)= dy w + du a     one kernel where the forward pass is one
+/// da += duᵀ x, db += s dyᵀ u           one kernel, and one that adds its parts, where dy and x are bf16
 /// ```
 ///
 /// # Errors
@@ -203,7 +216,17 @@ pub fn backward(
 ) -> Result<()> {
     let &Layer { w, a, b, scale, precision, .. } = layer;
     let (m, r) = (dy.rows, a.rows);
-    matmul::gemm(gpu, Product { alpha: scale, ..Product::new(precision, du.reborrow(), dy, b) })?;
+    let back = fused::Back { dy, w, a, b, scale };
+    let mut dx = grads.dx;
+    // With it comes du.
+    if precision == Precision::Bf16 && back.fits(&du) && dx.is_some() {
+        if let Some(dx) = dx.take() {
+            back.input(gpu, dx, grads.dx_acc, du.reborrow())?;
+        }
+    } else {
+        let product = Product::new(precision, du.reborrow(), dy, b);
+        matmul::gemm(gpu, Product { alpha: scale, ..product })?;
+    }
     let du = Factor::plain(du.as_floats(), m, r);
     let parts = grads::Parts { dy, x, u, du, scale };
     match (grads.da, grads.db) {
@@ -223,7 +246,7 @@ pub fn backward(
             }
         }
     }
-    let Some(mut dx) = grads.dx else { return Ok(()) };
+    let Some(mut dx) = dx else { return Ok(()) };
     let w = match w {
         Weight::Stored(w) => w,
         Weight::Quant(w) => {

@@ -112,11 +112,16 @@ pub(super) fn shape_of(out: &FloatsMut<'_>, x: &Factor<'_>, n: usize, k: usize) 
     Ok(Shape { m: x.rows, n, k })
 }
 
-/// The kernel for a layer with an adapter of rank `r` whose weight this is, and the rank that it has
-/// room for.
-pub(super) fn adapted<'a>(gpu: &'a Gpu, w: &QuantMatrix, r: usize) -> Result<(&'a Function, u32)> {
+/// The kernel for a layer with an adapter of rank `r` whose weight this is, or with `back` for the
+/// derivative of its input, and the rank that it has room for.
+pub(super) fn adapted<'a>(
+    gpu: &'a Gpu,
+    w: &QuantMatrix,
+    r: usize,
+    back: bool,
+) -> Result<(&'a Function, u32)> {
     let kernels = gpu.quant.formats[w.format().id()].lora.as_ref();
-    match (kernels, r) {
+    match (kernels.map(|kernels| &kernels[usize::from(back)]), r) {
         (Some([low, _]), 0..=16) => Ok((low, params::LORA_RANK_16)),
         (Some([_, high]), 17..=64) => Ok((high, params::LORA_RANK_64)),
         _ => Err(Error::Unsupported(format!("a fused adapter of rank {r} with {w:?}"))),

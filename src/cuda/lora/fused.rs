@@ -1,11 +1,12 @@
 //! The kernels that take a layer and its adapter at once, and how they are launched.
 
-use super::RowAdapters;
+use super::{RowAdapters, Weight};
 use crate::cuda::matmul::{self, FEW_ROWS, Factor, Precision, Shape, flags};
 use crate::cuda::params::{self, LoraParams};
 use crate::cuda::quant::{self, QuantMatrix};
 use crate::cuda::{
-    DeviceBuffer, DeviceSlice, DeviceSliceMut, Floats, FloatsMut, Gpu, Launch, arg, tune, u32_of,
+    DeviceBuffer, DeviceSlice, DeviceSliceMut, Floats, FloatsMut, Gpu, Launch, arg, expect_len,
+    tune, u32_of,
 };
 use crate::{Error, Result};
 use half::bf16;
@@ -142,7 +143,7 @@ pub(super) fn fused_quant(
     }
     let tiles = shape.m.div_ceil(params::LORA_TILE as usize);
     p.tiles = matmul::size(tiles)?;
-    let (function, room) = quant::adapted(gpu, w, r)?;
+    let (function, room) = quant::adapted(gpu, w, r, false)?;
     let launch = launch_of(tiles, shape, room, params::QUANT_TABLE_BYTES)?;
     let mut q = quant::scalars(w, p.product)?;
     let [mut codes, mut high, mut scales, mut supers] = w.addresses();
@@ -216,4 +217,94 @@ pub(super) fn fused(
     // found the factors to be aligned bf16; `grouped` made tiles of rows and adapters that exist;
     // the arguments are the kernel's.
     unsafe { gpu.launch(&gpu.lora.fused[instance], launch, &mut args) }
+}
+
+/// What the derivative of a layer's input is made of.
+pub(super) struct Back<'a> {
+    pub dy: Factor<'a>,
+    pub w: Weight<'a>,
+    pub a: Factor<'a>,
+    pub b: Factor<'a>,
+    pub scale: f32,
+}
+
+impl Back<'_> {
+    /// Whether a fused kernel takes them and gives this `du`.
+    pub fn fits(&self, du: &FloatsMut<'_>) -> bool {
+        let Back { dy, w, a, b, .. } = self;
+        let low = matches!(du, FloatsMut::Bf16(_)) && du.address().is_multiple_of(4);
+        low && fused_rank(a.rows).is_some()
+            && w.is_fused()
+            && [dy, a, b].iter().all(|f| f.is_aligned_bf16() && !f.transposed)
+    }
+
+    /// `du = scale dy b` and `dx (+)= dy w + du a`.
+    ///
+    /// # Errors
+    /// When shapes do not fit, or a launch fails.
+    pub fn input(&self, gpu: &Gpu, dx: FloatsMut<'_>, acc: bool, du: FloatsMut<'_>) -> Result<()> {
+        let &Back { dy, w, a, b, scale } = self;
+        let shape = w.shape_back("derivative of an adapted layer", &dx, &dy)?;
+        let (m, n, k, r) = (shape.m, shape.k, shape.n, a.rows);
+        expect_len("adapted layer", "du", du.len(), m * r)?;
+        if (a.cols, b.rows, b.cols) != (k, n, r) {
+            return Err(Error::Shape {
+                op: "adapter".into(),
+                expected: format!("a [{r}, {k}], b [{n}, {r}]"),
+                got: format!("a [{}, {}], b [{}, {}]", a.rows, a.cols, b.rows, b.cols),
+            });
+        }
+        let Some((instance, room)) = fused_rank(r) else {
+            return Err(Error::Unsupported(format!("a fused adapter of rank {r}")));
+        };
+        if shape.m == 0 || shape.n == 0 {
+            return Ok(());
+        }
+        let tiles = m.div_ceil(params::LORA_TILE as usize);
+        let product = shape.params(1.0, flags(&dx, acc, shape.n, None, None))?;
+        let (rank, tiles_of) = (matmul::size(r)?, matmul::size(tiles)?);
+        let mut p = LoraParams { product, r: rank, tiles: tiles_of, scale, pad_: 0 };
+        let (mut to, mut to_du) = (dx.address(), du.address());
+        let [mut dy, mut a, mut b] = [dy, a, b].map(|f| f.source.address());
+        match w {
+            Weight::Stored(w) => {
+                let mut w = w.source.address();
+                let mut args = [
+                    arg(&mut to),
+                    arg(&mut to_du),
+                    arg(&mut dy),
+                    arg(&mut w),
+                    arg(&mut b),
+                    arg(&mut a),
+                    arg(&mut p),
+                ];
+                let launch = launch_of(tiles, shape, room, 0)?;
+                // SAFETY: the lengths of dx, du and the factors were compared with the sizes in `p`,
+                // and `fits`, which the caller asked, found them to be aligned bf16; the arguments are
+                // the kernel's.
+                unsafe { gpu.launch(&gpu.lora.back[instance], launch, &mut args) }
+            }
+            Weight::Quant(w) => {
+                let (function, room) = quant::adapted(gpu, w, r, true)?;
+                let launch = launch_of(tiles, shape, room, params::QUANT_TABLE_BYTES)?;
+                let mut q = quant::scalars(w, p.product)?;
+                let [mut codes, mut high, mut scales, mut supers] = w.addresses();
+                let mut args = [
+                    arg(&mut to),
+                    arg(&mut to_du),
+                    arg(&mut dy),
+                    arg(&mut codes),
+                    arg(&mut high),
+                    arg(&mut scales),
+                    arg(&mut supers),
+                    arg(&mut b),
+                    arg(&mut a),
+                    arg(&mut p),
+                    arg(&mut q),
+                ];
+                // SAFETY: as above; a `QuantMatrix` has planes of its rows and strides.
+                unsafe { gpu.launch(function, launch, &mut args) }
+            }
+        }
+    }
 }

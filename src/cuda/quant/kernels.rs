@@ -11,8 +11,9 @@ pub(super) struct Names {
     large: [&'static str; 2],
     /// Plain, gated.
     skinny: [&'static str; 2],
-    /// Layers with an adapter, of ranks up to 16 and 64.
+    /// Layers with an adapter, of ranks up to 16 and 64, and their backward.
     lora: [&'static str; 2],
+    lora_bwd: [&'static str; 2],
     /// Whether most models that are quantised have it: then it has large tiles, and layers with
     /// adapters.
     pub common: bool,
@@ -28,6 +29,7 @@ macro_rules! names {
             large: [concat!("quant_nt_", $name, "_large"), concat!("quant_nn_", $name, "_large")],
             skinny: [concat!("quant_skinny_", $name), concat!("quant_skinny_gated_", $name)],
             lora: [concat!("lora_", $name, "_r16"), concat!("lora_", $name, "_r64")],
+            lora_bwd: [concat!("lora_bwd_", $name, "_r16"), concat!("lora_bwd_", $name, "_r64")],
             common: $common,
             skinny_bytes: $bytes,
         }),*]
@@ -56,7 +58,8 @@ pub(super) struct OfFormat {
     pub small: [Function; 2],
     pub large: Option<[Function; 2]>,
     pub skinny: Option<[Function; 2]>,
-    pub lora: Option<[Function; 2]>,
+    /// Forward, backward.
+    pub lora: Option<[[Function; 2]; 2]>,
 }
 
 /// The kernels.
@@ -79,7 +82,10 @@ impl Quant {
             Ok(OfFormat {
                 small: pair(names.small)?,
                 large: names.common.then(|| pair(names.large)).transpose()?,
-                lora: names.common.then(|| pair(names.lora)).transpose()?,
+                lora: match names.common {
+                    true => Some([pair(names.lora)?, pair(names.lora_bwd)?]),
+                    false => None,
+                },
                 skinny: names.skinny_bytes.map(|_| pair(names.skinny)).transpose()?,
             })
         };
