@@ -137,7 +137,9 @@ part 60 "serving" "$here/cuda_vs_cpu" serve::
 part 60 "commands, kill and resume" "$here/cuda_vs_cpu" commands::
 
 smollm2() {
-    local ask=(generate "$PUNA_SMOLLM2" -p "The capital of France is" --max-new-tokens 32 --temperature 0
+    local n=32
+    [ "$on" = cuda ] || n=2
+    local ask=(generate "$PUNA_SMOLLM2" -p "The capital of France is" --max-new-tokens "$n" --temperature 0
         --exact --json)
     "$here/puna" "${ask[@]}" --device cpu >"$work/cpu.json" &&
         "$here/puna" "${ask[@]}" --device "$on" >"$work/gpu.json" || return 1
