@@ -76,9 +76,6 @@ pub fn product(bench: &mut Bench<'_>, form: Form, m: usize, n: usize, k: usize) 
     bench.measure(job, &mut || call(&mut out))
 }
 
-// Quantised products of a token have their rows beside `product`: the same, with a matrix of
-// `cuda::quant`.
-
 /// `y = x wᵀ + s (x aᵀ) bᵀ`: a layer with its adapter, x [m, k], w [n, k], all bf16.
 pub fn lora(bench: &mut Bench<'_>, m: usize, n: usize, k: usize) -> Result<()> {
     let (gpu, r, scale) = (bench.gpu, bench.sizes.rank, 0.5);
