@@ -7,6 +7,7 @@
 mod attention;
 mod layers;
 mod numbers;
+mod quantised;
 mod rows;
 #[cfg(test)]
 mod tests;

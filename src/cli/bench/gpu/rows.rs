@@ -3,6 +3,7 @@
 use super::Bench;
 use super::attention::{backward, forward};
 use super::layers::{Form, adamw, copy, cross_entropy, lora, product, rms_norm, swiglu};
+use super::quantised::{Stored, token};
 use crate::error::Result;
 use crate::model::shapes::Shape;
 
@@ -96,6 +97,16 @@ pub fn measure(bench: &mut Bench<'_>) -> Result<()> {
     product(bench, Form::Nt, 1, hidden_dim, dim)?;
     product(bench, Form::Nt, 1, dim, hidden_dim)?;
     product(bench, Form::Nt, 1, vocab_size, dim)?;
+    // Of whole blocks, which rows of models are; those of the harness are not.
+    let whole = |k: usize| k.next_multiple_of(256);
+    let mut sizes = vec![(dim, whole(dim)), (hidden_dim, whole(dim)), (dim, whole(hidden_dim))];
+    sizes.sort_unstable();
+    sizes.dedup();
+    for stored in [Stored::Nf4, Stored::Q4K] {
+        for &(n, k) in &sizes {
+            token(bench, stored, n, k)?;
+        }
+    }
     lora(bench, tokens, dim, dim)?;
     rms_norm(bench, tokens, dim)?;
     swiglu(bench, tokens, hidden_dim)?;

@@ -29,6 +29,8 @@ fn every_row_is_right_and_has_a_rate() {
         "matmul nt",
         "matmul nn",
         "matmul tn",
+        "quantised nf4",
+        "quantised q4_k",
         "lora",
         "rms_norm",
         "swiglu",
