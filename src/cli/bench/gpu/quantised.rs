@@ -4,7 +4,7 @@ use super::numbers::{EPS_F32, expect, get};
 use super::{Bench, Bound, Job};
 use crate::cuda::matmul::{Factor, Precision};
 use crate::cuda::quant::{Product, QuantMatrix, gemm};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::Device;
 use half::{bf16, f16};
 use puna_cpu::isa::Isa;
@@ -45,7 +45,12 @@ fn matrix(
                 }
                 Ok(())
             })?;
-            Ok((encoded.expect("numbers of at most a half"), values))
+            // All are at most a half: what finds another is a device that computes wrongly.
+            let wrong = || Error::Cuda {
+                what: "encoding a matrix in NF4".into(),
+                why: "a scale is not finite, and all weights are".into(),
+            };
+            Ok((encoded.ok_or_else(wrong)?, values))
         }
         Stored::Q4K => {
             let block = BlockType::Q4_K;
